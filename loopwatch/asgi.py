@@ -1,0 +1,170 @@
+"""How does loopwatch get into an ASGI app? A middleware, and one call that puts it outermost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+from loopwatch.config import Config
+from loopwatch.exchange import WebSocketSession
+from loopwatch.failures import logger
+from loopwatch.hot import Door
+from loopwatch.routes import RouteTable
+from loopwatch.watch import LoopWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from loopwatch.exchange import ASGIApp, Message, Receive, Scope, Send
+
+_INSTALLED = "_loopwatch"
+
+
+def install(app: Any, config: Config | None = None) -> LoopWatch:
+    """Measure a Starlette or FastAPI app and serve ``GET /metrics``; return the watch.
+
+    The middleware stays outermost, whatever is added later. Nothing is started before the app is.
+
+    Raises:
+        TypeError: ``app`` is not a Starlette app, or ``config`` is not a :class:`Config`.
+        RuntimeError: loopwatch is installed already, or the app has started.
+
+    """
+    build = getattr(app, "build_middleware_stack", None)
+    if build is None:
+        raise TypeError(
+            f"install() needs a Starlette or FastAPI app, got {type(app).__name__}. "
+            "Wrap any other ASGI app: app = loopwatch.LoopWatchMiddleware(app)."
+        )
+    if is_installed(app):
+        raise RuntimeError("loopwatch is installed in this app already. Call install() once for each app.")
+    if app.middleware_stack is not None:
+        raise RuntimeError("The app has started already. Call install() before it serves its first request.")
+    watch = _watch_for(config)
+    setattr(app, _INSTALLED, watch)
+    app.build_middleware_stack = lambda: LoopWatchMiddleware(build(), watch=watch).door
+    return watch
+
+
+def is_installed(app: Any) -> bool:
+    """Tell whether an app is measured already: by :func:`install`, or as it is wrapped."""
+    return hasattr(app, _INSTALLED) or isinstance(app, LoopWatchMiddleware)
+
+
+def _watch_for(config: Config | None) -> LoopWatch:
+    if config is not None and not isinstance(config, Config):
+        raise TypeError(f"config must be a loopwatch.Config, got {config!r}. Write Config(metrics_path=None).")
+    return LoopWatch(config)
+
+
+class LoopWatchMiddleware:
+    """Measures every request of an ASGI app and answers ``GET`` at the configured metrics path.
+
+    HTTP and WebSocket scopes are measured, lifespan starts and stops the watch, other scopes pass through.
+    Where a server sends no lifespan, the first request starts it. ``watch`` is what measures.
+    """
+
+    def __init__(self, app: ASGIApp, config: Config | None = None, *, watch: LoopWatch | None = None) -> None:
+        self.app = app
+        self.watch = watch or _watch_for(config)
+        self._metrics_path = self.watch.config.metrics_path
+        self.door = self.watch.door = Door(app, self._aside, self.watch.recorder)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope, as ASGI defines it."""
+        await self.door(scope, receive, send)
+
+    def _aside(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Return what serves a scope that is not just another HTTP request on the loop that is measured."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            return self._serve_lifespan(scope, receive, send)
+        if kind not in ("http", "websocket") or not self._ready(scope):
+            return self.app(scope, receive, send)
+        if kind == "http" and self._is_scrape(scope):
+            return self._serve_metrics(scope, send)
+        try:
+            if kind == "http":
+                return cast("Awaitable[None]", self.door.measure(scope, receive, send))
+            return self._measure_session(scope, receive, send)
+        except Exception as error:
+            self._fail(error)
+            return self.app(scope, receive, send)
+
+    def _measure_session(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if self.door.is_measured(scope):
+            return self.app(scope, receive, send)
+        session = WebSocketSession(receive, send)
+        session.request = self.door.begin(scope, session.send)
+        driven = session.request.drive(self.app(scope, session.receive, session.send))
+        return cast("Awaitable[None]", driven)
+
+    def _ready(self, scope: Scope) -> bool:
+        """Tell whether this request can be measured; start the watch if that is still to be done."""
+        watch = self.watch
+        try:
+            loop = asyncio.get_running_loop()
+            if watch.loop is not loop:
+                if watch.loop is not None and watch.loop.is_running():
+                    raise RuntimeError("the app runs on a second event loop at the same time")
+                watch.start()
+            if watch.recorder.routes is None:
+                self._read_routes(scope)
+            self.door.lead_to(loop, watch.stage, self._metrics_path)
+        except Exception as error:
+            self._fail(error)
+            return False
+        return True
+
+    def _read_routes(self, scope: Scope) -> None:
+        routes = RouteTable(scope.get("app", self.app))
+        if self._metrics_path is not None and routes.serves(self._metrics_path):
+            logger.info(
+                "loopwatch: the app serves %s itself and goes on to do so; "
+                "loopwatch's metrics are in prometheus_client's default registry",
+                self._metrics_path,
+            )
+            self._metrics_path = None
+        self.watch.recorder.routes = routes
+
+    def _fail(self, error: Exception) -> None:
+        self.watch.failures.report("middleware", error, "such requests are not measured")
+
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._start()
+
+        async def watched_send(message: Message) -> None:
+            kind = message["type"]
+            if kind == "lifespan.startup.complete":
+                self._start()  # once more: the app may have set a task factory of its own
+            await send(message)
+            if kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
+                self.watch.stop()
+
+        await self.app(scope, receive, watched_send)
+
+    def _start(self) -> None:
+        try:
+            self.watch.start()
+        except Exception as error:
+            self.watch.failures.report("start", error, "nothing is measured yet")
+
+    def _is_scrape(self, scope: Scope) -> bool:
+        if self._metrics_path is None or scope["method"] not in ("GET", "HEAD"):
+            return False
+        return scope["path"] in (self._metrics_path, scope.get("root_path", "") + self._metrics_path)
+
+    async def _serve_metrics(self, scope: Scope, send: Send) -> None:
+        """Answer a scrape. It is no request of the app's and is not counted as one."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        accepts = headers.get("accept", ""), headers.get("accept-encoding", "")
+        query = scope.get("query_string", b"").decode("latin-1")
+        status = 200
+        try:
+            answer_headers, body = await self.watch.prometheus.page(*accepts, query)
+        except Exception as error:
+            self.watch.failures.report("scrape", error, f"{self._metrics_path} answers 500")
+            status, body = 500, b"The metrics could not be rendered; the log of the app says why.\n"
+            answer_headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": status, "headers": answer_headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -1,0 +1,1540 @@
+"""The hot path: what runs at every poll, every step and every request. One source, compiled or not.
+
+Where a C compiler was at hand this module is also built as ``loopwatch._core``, with Cython in its pure-Python
+mode; :mod:`loopwatch.hot` picks one. Everything here runs on the loop thread unless it says otherwise, in
+nanoseconds, and allocates nothing per step.
+
+A :class:`Request` is at once a running account, the driver of the app's coroutine and the ``send`` that the app
+gets: one object, which the garbage collector need not track when compiled. Its account has a mark up to which all
+time is booked; each transition books what lies between the mark and now, so the states sum to the wall time by
+construction.
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock, get_ident
+from array import array
+from asyncio import CancelledError, get_running_loop
+from bisect import bisect_left
+from collections import deque
+from contextvars import ContextVar
+from operator import itemgetter
+from types import CoroutineType
+from typing import Any
+
+try:
+    import cython
+except ImportError:
+    from loopwatch import _cython as cython
+
+if not cython.compiled:
+    from time import perf_counter_ns as wall_now
+    from time import thread_time_ns as cpu_now
+
+    def resume(coroutine, done):
+        """Resume a coroutine; return what it yields, or ``done`` where it returns ``None``."""
+        try:
+            return coroutine.send(None)
+        except StopIteration as stop:
+            if stop.value is not None:
+                raise
+            return done
+
+    get_variable = ContextVar.get
+    set_variable = ContextVar.set
+
+COMPILED = cython.compiled
+
+NEVER = (1 << 63) - 1
+SHORT_NS = 250_000
+"""Shorter steps are taken to be CPU: reading the CPU clock costs a system call."""
+
+FRESH_NS = 500_000
+"""How old the mark of the CPU clock may be that longer steps are measured from: the bound of their error."""
+
+LONG_NS = 1_000_000
+"""Steps and waits at least this long are told to others: to the loop clock, and as victim and blocker."""
+
+WAITED_NS = 50_000
+"""A poll that took longer than this found nothing ready at first: what ended it became ready at its end."""
+
+SHORT_PERIOD_NS = 1_000_000
+"""Busy periods of the loop up to this long, the first bound of the lag histogram, need no bucket to be found."""
+
+HOLDERS = 64
+"""How many long steps are remembered, to find who made a request wait."""
+
+MOST_TIMERS = 16
+"""How many pending timers of one request are remembered."""
+
+FAILED = 500
+"""The status of a request whose app raised before it answered: what the server then sends."""
+
+CANCELLED = 499
+"""The status of a request that was cancelled before it was answered, as nginx counts it."""
+
+NO_LABELS = ("_unmatched", "_OTHER")
+"""Route and method of a request that is over and could not be counted."""
+
+NOT_BOOKED = object()
+"""Stands for the interrupted request where a step is not booked at all."""
+
+DONE = object()
+"""Stands for what a coroutine yields, where it has returned ``None``."""
+
+NO_MORE_STEPS = iter(())
+"""What takes the other steps of a coroutine that ended in its first."""
+
+current: ContextVar = ContextVar("loopwatch_request", default=None)
+"""The request on whose behalf code runs that is no step of it: set before tasks, timers and threads copy a context.
+
+Steps themselves know their request by :attr:`Stage.running`, since a variable costs more than all their booking.
+"""
+
+IN_USE: list = []
+"""The stages of all loops that are measured now: nearly always one."""
+
+
+@cython.final
+@cython.cclass
+class Stage:
+    """Who is on the stage, that is, holds the loop? And since when can those that wait have been due?
+
+    ``bound`` is the earliest instant at which an event that resumes a task now can have become ready: one that was
+    ready before the previous poll would have been delivered by it. Loop clocks keep it.
+    """
+
+    running: object
+    off: cython.bint
+    bound: cython.longlong
+    next_bound: cython.longlong
+    on_failure: object
+    on_long_step: object
+    holders: list
+    clock: object
+    cpu_clock: object
+    _cpu_at: cython.longlong
+    _cpu_mark: cython.longlong
+    _spent: cython.longlong
+    _libuv: cython.bint
+    _look: object
+    _uv_loop: cython.longlong
+    _uv_info: cython.longlong
+    _uv_idle: cython.longlong
+    _seen_at: cython.longlong
+    _seen_idle: cython.longlong
+    _seen_iterations: cython.longlong
+    _before_at: cython.longlong
+    _before_idle: cython.longlong
+
+    def __init__(
+        self,
+        on_failure: object,
+        on_long_step: object = None,
+        clock: object = None,
+        cpu_clock: object = None,
+    ) -> None:
+        self.running = None
+        self.off = False
+        self.bound = NEVER
+        self.next_bound = NEVER
+        self.on_failure = on_failure
+        self.on_long_step = on_long_step
+        self.holders = []
+        self.clock = clock
+        self.cpu_clock = cpu_clock
+        self._cpu_at = 0
+        self._cpu_mark = 0
+        self._spent = 0
+        self._libuv = False
+        self._look = None
+        self._seen_at = 0
+
+    def watch_libuv(self, look: object, loop: int, info: int, idle: int) -> None:
+        """Keep the bound by libuv's figures.
+
+        ``look`` returns its idle nanoseconds and count of iterations; the compiled core gets the same from the
+        addresses of the ``uv_loop_t``, ``uv_metrics_info`` and ``uv_metrics_idle_time``.
+        """
+        self._look = look
+        self._uv_loop, self._uv_info, self._uv_idle = loop, info, idle
+        self._seen_idle, self._seen_iterations = look()
+        self._seen_at = self._before_at = self.now()
+        self._before_idle = self._seen_idle
+        self._libuv = True
+
+    @cython.cfunc
+    def _observe(self, now: cython.longlong):
+        """Move the bound, if a new iteration of libuv has begun since the last step.
+
+        libuv tells no poll's time. But all time since the last look was either idle, before a poll's end, or busy,
+        and what was ready before the previous poll was delivered by it: so a task that resumes now was due for no
+        longer than the loop was busy since the last look before the previous poll.
+        """
+        idle: cython.longlong
+        iterations: cython.longlong
+        if cython.compiled:
+            iterations = uv_iterations(self._uv_info, self._uv_loop)
+            idle = uv_number(self._uv_idle, self._uv_loop)
+        else:
+            idle, iterations = self._look()
+        passed: cython.longlong = iterations - self._seen_iterations
+        if passed:
+            waited: cython.longlong = idle - self._seen_idle
+            busy: cython.longlong = now - self._seen_at - waited
+            if passed > 2:  # nobody looked meanwhile: two of these iterations, as far as anyone can tell
+                busy = busy * 2 // passed
+            elif waited <= WAITED_NS:
+                busy = now - self._before_at - (idle - self._before_idle)
+            self.bound = now - max(0, busy)
+            self._before_at, self._before_idle = self._seen_at, self._seen_idle
+            self._seen_idle, self._seen_iterations = idle, iterations
+        self._seen_at = now
+
+    @cython.cfunc
+    @cython.inline
+    def now(self) -> cython.longlong:
+        return wall_now() if self.clock is None else self.clock()
+
+    @cython.cfunc
+    @cython.inline
+    def cpu(self) -> cython.longlong:
+        return cpu_now() if self.cpu_clock is None else self.cpu_clock()
+
+    @staticmethod
+    def is_any_in_use() -> bool:
+        """Tell whether a loop of this process is measured now. Any thread."""
+        return bool(IN_USE)
+
+    def use(self) -> None:
+        """Book the steps of requests from now on. Safe to call twice."""
+        if self not in IN_USE:
+            IN_USE.append(self)
+
+    def who(self) -> Any:
+        """Return the request whose step holds the loop at this instant, ``None`` if it is none. Any thread."""
+        return self.running
+
+    def request(self) -> Any:
+        """Return the request on whose behalf the loop runs now, ``None`` if there is none.
+
+        Contexts that are copied from now on tell it too.
+        """
+        return self._request()
+
+    @cython.cfunc
+    def _request(self) -> object:
+        if self.running is None:
+            return get_variable(current)
+        request: Request = self.running
+        request._share()
+        return request
+
+    def note_timer(self, timer: object) -> None:
+        """Remember a timer that was just set, if it was in a request's step."""
+        if self.running is not None:
+            request: Request = self.running
+            request._note_timer(timer)
+
+    def is_off(self) -> bool:
+        """Tell whether steps are no longer booked."""
+        return self.off
+
+    def switch_off(self) -> None:
+        """Book no more steps; requests in flight go on without. Safe to call twice."""
+        self.off = True
+        if self in IN_USE:
+            IN_USE.remove(self)
+
+    def fail(self, error: BaseException) -> None:
+        """Switch the steps off and report why."""
+        self.off = True
+        self.on_failure("steps", error, "the time of requests is no longer split into states")
+
+    def blockers(self, start: cython.longlong, end: cython.longlong) -> list:
+        """Return (request, nanoseconds) for each long step that held the loop between two instants."""
+        found = []
+        for held_from, held_to, request in self.holders:
+            overlap = min(held_to, end) - max(held_from, start)
+            if overlap > 0:
+                found.append((request, overlap))
+        return found
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+@cython.cclass
+class Job:
+    """One piece of work for a pool of workers: a function, and when it was submitted, began and ended.
+
+    A worker thread calls it in place of the function, and its clocks time it there. What happens in the worker is
+    written there, the rest on the loop thread; ``left`` is when it was given up.
+    """
+
+    submitted: cython.longlong
+    started: cython.longlong
+    ended: cython.longlong
+    left: cython.longlong
+    cpu: cython.longlong
+    thread: cython.longlong
+    _known: cython.longlong  # to its pool: SUBMITTED and so on
+    _pool: Pool
+    _function: object
+
+    def __call__(self, *arguments, **options):
+        """Worker thread: call the function."""
+        if self.left:
+            return self._function(*arguments, **options)
+        self.thread = get_ident()
+        cpu: cython.longlong = cpu_now()
+        self.started = wall_now()
+        try:
+            return self._function(*arguments, **options)
+        finally:
+            self.cpu = cpu_now() - cpu
+            self.ended = wall_now()
+            self._function = None
+            if self.left:  # nobody else would tell
+                self._pool._told.append(self)
+
+    def leave(self, _future: object = None) -> None:
+        """Nobody waits for it any more: it is over, or given up. Also the callback of a future. Loop thread."""
+        if not self.ended:
+            self.left = wall_now()
+            if not self.started:
+                self.ended = self.left
+            elif not self._pool.frees and not self.ended:
+                return
+        self._pool._told.append(self)
+
+
+SUBMITTED, HELD, LEFT, OVER = 0, 1, 2, 3
+"""What a pool knows of work: nothing yet; that it holds a place; that it runs on without one; its end."""
+
+MOST_TOLD = 64
+"""After so many changes a pool books them, whether or not anybody reads it."""
+
+
+@cython.final
+@cython.cclass
+class Pool:
+    """What is submitted to one pool of workers, for how long it waits and runs there, and for how long it was full.
+
+    Any thread tells of a change by appending to a queue, which takes no lock; who comes by next books it. The
+    changes carry their times, so the figures do not depend on when that is. A pool leaves no place free while work
+    waits: it is at its limit while as many pieces of work as it has places, or more, are submitted and not over.
+
+    ``frees`` tells that work which is given up frees its place at once, as in a limiter, even if it still runs.
+    """
+
+    frees: cython.bint
+    _told: object
+    _lock: object
+    _works: set
+    _line: object
+    _limit: cython.double
+    _since: cython.longlong
+    _full_since: cython.longlong
+    _ended_at: cython.longlong
+    _saturated: cython.longlong
+    _cpu: cython.longlong
+    _wait: cython.longlong
+    _queue: Counts
+    _run: Counts
+
+    def __init__(self, bounds_ns: list, limit: float, frees: bool = False, in_line: bool = False) -> None:
+        """Begin with ``limit`` places; ``in_line`` tells that work begins in order, and nobody says when."""
+        self.frees = frees
+        self._told = deque()
+        self._lock = allocate_lock()
+        self._works = set()
+        self._line = deque() if in_line else None
+        self._limit = limit
+        self._since = wall_now()
+        self._full_since = self._ended_at = 0
+        self._saturated = self._cpu = self._wait = 0
+        self._queue, self._run = Counts(bounds_ns), Counts(bounds_ns)
+
+    def job(self, function: object, stage: Stage) -> Job:
+        """Return a function that does the same in a worker thread and is timed there. Loop thread."""
+        job: Job = self._submit()
+        job._function = function
+        current_request = stage._request()
+        if current_request is not None:
+            request: Request = current_request
+            if request._open or request._workers > 0:
+                request._add_work(job)
+        return job
+
+    def submit(self) -> Job:
+        """Note work that runs where nobody can time it. Loop thread."""
+        return self._submit()
+
+    @cython.cfunc
+    def _submit(self) -> Job:
+        job: Job = Job.__new__(Job)
+        job.submitted = wall_now()
+        job.started = job.ended = job.left = job.cpu = job.thread = 0
+        job._known = SUBMITTED
+        job._pool = self
+        job._function = None
+        self._told.append(job)
+        if len(self._told) > MOST_TOLD and self._lock.acquire(False):
+            try:
+                self._book()
+            finally:
+                self._lock.release()
+        return job
+
+    def end(self, work: Job) -> None:
+        """Note that such work is over. Any thread."""
+        work.ended = wall_now()
+        self._told.append(work)
+
+    def resize(self, limit: float) -> None:
+        """Note that the pool has ``limit`` places from now on. Any thread."""
+        self._told.append((wall_now(), limit))
+
+    def read(self) -> tuple:
+        """Return the limit, work not over, time at the limit, histograms of queue and run, CPU and other time.
+
+        Nanoseconds. Any thread.
+        """
+        with self._lock:
+            self._book_all()
+            self._pass(wall_now())
+            return (
+                self._limit,
+                len(self._works),
+                self._saturated,
+                self._queue.read(),
+                self._run.read(),
+                self._cpu,
+                self._wait,
+            )
+
+    def stuck(self) -> tuple:
+        """Return for how many nanoseconds nothing has ended while work waits, and who runs. Any thread."""
+        with self._lock:
+            self._book_all()
+            since = max(self._full_since, self._ended_at) if self._full_since else 0
+            threads = []
+            for one in self._works:
+                work: Job = one
+                if work.started and not work.ended:
+                    threads.append(work.thread)
+        return (wall_now() - since if since else 0), threads
+
+    def _book_all(self):
+        """Book what was told, and what has ended though a busy loop has yet to tell it. Whoever holds the lock."""
+        self._book()
+        if self.frees:
+            return
+        ended = []
+        for one in self._works:
+            work: Job = one
+            if work.ended:
+                ended.append((work.ended, work))
+        for _, one in sorted(ended, key=itemgetter(0)):
+            self._book_work(one)
+        self._look_at_line()
+
+    @cython.cfunc
+    def _book(self):
+        """Book what was told. Whoever holds the lock."""
+        while self._told:
+            told = self._told.popleft()
+            if type(told) is not Job:
+                when, limit = told
+                self._pass(when)
+                self._limit = limit
+            else:
+                self._book_work(told)
+            self._look_at_line()
+
+    @cython.cfunc
+    def _look_at_line(self):
+        """Note since when there is one."""
+        if len(self._works) <= self._limit:
+            self._full_since = 0
+        elif not self._full_since:
+            self._full_since = self._since
+
+    @cython.cfunc
+    def _book_work(self, work: Job):
+        if work._known == SUBMITTED:
+            self._pass(work.submitted)
+            self._works.add(work)
+            work._known = HELD
+            if self._line is not None:
+                if len(self._works) > self._limit:
+                    self._line.append(work)
+                else:
+                    work.started = work.submitted
+        elif work._known == HELD:
+            self._release(work)
+        elif work._known == LEFT and work.ended:
+            self._book_run(work)
+
+    @cython.cfunc
+    def _release(self, work: Job):
+        """Book that work has freed its place, or left the queue."""
+        gone: cython.longlong = work.left if work.left and (self.frees or not work.ended) else work.ended
+        self._pass(gone)
+        self._works.discard(work)
+        if self._line is not None:
+            self._move_up(work, gone)
+        self._queue._observe(max(0, (work.started or gone) - work.submitted))
+        work._known = OVER
+        if not work.started:
+            return
+        self._ended_at = gone
+        if work.ended:
+            self._book_run(work)
+        else:
+            work._known = LEFT
+
+    @cython.cfunc
+    def _move_up(self, work: Job, now: cython.longlong):
+        """Let the next in line begin where ``work`` has ended; what had not begun leaves the line."""
+        if not work.started:
+            self._line.remove(work)
+        elif self._line:
+            following: Job = self._line.popleft()
+            following.started = now
+
+    @cython.cfunc
+    def _book_run(self, work: Job):
+        work._known = OVER
+        ran: cython.longlong = max(0, work.ended - work.started)
+        self._run._observe(ran)
+        self._cpu += min(work.cpu, ran)
+        self._wait += max(0, ran - work.cpu)
+
+    @cython.cfunc
+    def _pass(self, now: cython.longlong):
+        """Let time pass up to a change."""
+        if now <= self._since:
+            return
+        if len(self._works) >= self._limit:
+            self._saturated += now - self._since
+        self._since = now
+
+
+@cython.final
+@cython.cclass
+class Counts:
+    """A histogram over fixed bounds. Written on the loop thread, read on any."""
+
+    _counts: cython.longlong[::1]
+    _limits: cython.longlong[::1]
+    _bounds: list
+    total: cython.longlong
+
+    def __init__(self, bounds_ns: list) -> None:
+        self._bounds = bounds_ns
+        self._limits = array("q", bounds_ns)
+        self._counts = array("q", bytes(8 * (len(bounds_ns) + 1)))
+        self.total = 0
+
+    @cython.cfunc
+    def _observe(self, duration: cython.longlong):
+        """Count one duration."""
+        if cython.compiled:
+            bucket: cython.Py_ssize_t = 0
+            while bucket < self._limits.shape[0] and self._limits[bucket] < duration:
+                bucket += 1
+        else:
+            bucket = bisect_left(self._bounds, duration)
+        self._counts[bucket] += 1
+        self.total += duration
+
+    def count(self) -> int:
+        """Return how many were counted. Any thread."""
+        return sum([self._counts[bucket] for bucket in range(len(self._bounds) + 1)])
+
+    def read(self) -> tuple:
+        """Return the count of each bucket and the sum, in nanoseconds. Any thread."""
+        return tuple([self._counts[bucket] for bucket in range(len(self._bounds) + 1)]), self.total
+
+
+@cython.final
+@cython.cclass
+class Account:
+    """All requests of one route and method. Written on the loop thread, read on any."""
+
+    _bounds: list
+    _request: cython.longlong[::1]
+    _background: cython.longlong[::1]
+    durations: dict
+    _usual: Counts
+    cpu: Counts
+    wait: Counts
+    labels: tuple
+
+    def __init__(self, bounds_ns: list, labels: tuple) -> None:
+        self._bounds = bounds_ns
+        self.labels = labels
+        self._request = array("q", bytes(8 * 7))
+        self._background = array("q", bytes(8 * 7))
+        self._usual = Counts(bounds_ns)
+        self.durations = {2: self._usual}
+        self.cpu = Counts(bounds_ns)
+        self.wait = Counts(bounds_ns)
+
+    @cython.cfunc
+    def _add(self, request: object, status: cython.longlong, duration: cython.longlong, split: cython.bint):
+        """Add a request that has ended after ``duration``; ``split`` tells whether its states are known."""
+        status = min(max(status // 100, 1), 5)
+        if status == 2:
+            counts: Counts = self._usual  # nearly all
+        else:
+            counts = self.durations.get(status)
+            if counts is None:
+                counts = self.durations[status] = Counts(self._bounds)
+        counts._observe(duration)
+        if split:
+            one: Request = request
+            cpu: cython.longlong = one.loop_cpu + one.thread_cpu
+            self.cpu._observe(cpu)
+            self.wait._observe(duration - cpu)
+            one._pour(self._request)
+
+    def read(self) -> tuple:
+        """Return times during requests and in the background, and histograms of CPU, of wait and by status class.
+
+        Any thread.
+        """
+        return (
+            [self._request[state] for state in range(7)],
+            [self._background[state] for state in range(7)],
+            self.cpu.read(),
+            self.wait.read(),
+            {status: counts.read() for status, counts in self.durations.copy().items() if counts.count()},
+        )
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+@cython.cclass
+class Request:
+    """One request: its account, the driver of its coroutine, and the ``send`` that its app gets."""
+
+    stage: Stage
+    scope: object
+    status: cython.longlong
+    loop_cpu: cython.longlong
+    loop_blocked: cython.longlong
+    thread_cpu: cython.longlong
+    thread_wait: cython.longlong
+    thread_queue: cython.longlong
+    loop_wait: cython.longlong
+    awaiting: cython.longlong
+    _mark: cython.longlong
+    _opened: cython.longlong
+    _open: cython.bint
+    _resting: cython.bint
+    _workers: cython.longlong
+    _threads: cython.longlong
+    _threads_cpu: cython.longlong
+    _work: list
+    _timers: list
+    _shared: cython.bint
+    _victims: list
+    _coroutine: object
+    _send: object
+    _door: Door
+    _outer: object
+    _pending: object
+    _background: Account
+
+    # --- the driver of the request's own coroutine
+
+    def drive(self, coroutine: object) -> object:
+        """Take the coroutine that serves the request; awaiting the request then runs it, step by step."""
+        return self._drive(coroutine)
+
+    @cython.cfunc
+    def _drive(self, coroutine: object) -> object:
+        self._coroutine = coroutine if type(coroutine) is CoroutineType else steppable(coroutine)
+        self._workers += 1
+        return self
+
+    @cython.cfunc
+    def _share(self):
+        """Let contexts that are copied in this step know the request."""
+        if self._shared:
+            return
+        self._shared = True
+        outer = get_variable(current)
+        if outer is not None:  # a request within a request, or after it in the same context
+            further_out: Request = outer
+            if further_out._open or further_out._workers > 0:
+                self._outer = outer
+        set_variable(current, self)
+
+    def __await__(self):
+        """Take the first step; return what takes the others, which is nothing where that was all."""
+        value = self._take_step()
+        if value is DONE:
+            return NO_MORE_STEPS
+        self._pending = value
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        value = self._pending
+        if value is not DONE:
+            self._pending = DONE
+            return value
+        value = self._take_step()
+        if value is DONE:
+            raise StopIteration
+        return value
+
+    @cython.cfunc
+    def _take_step(self) -> object:
+        """Resume the coroutine; return what it yields, or ``DONE``."""
+        outer = self._enter()
+        try:
+            value = resume(self._coroutine, DONE)
+        except BaseException as error:
+            self._leave(outer)
+            self._finish(error)
+            raise
+        self._leave(outer)
+        if value is DONE:
+            self._finish(None)
+        return value
+
+    def send(self, value):
+        """Resume with ``value``, as :meth:`coroutine.send`."""
+        outer = self._enter()
+        try:
+            value = self._coroutine.send(value)
+        except BaseException as error:
+            self._leave(outer)
+            self._finish(error)
+            raise
+        self._leave(outer)
+        return value
+
+    def throw(self, *error):
+        """Resume with an exception, as :meth:`coroutine.throw`."""
+        outer = self._enter()
+        try:
+            value = self._coroutine.throw(*error)
+        except BaseException as raised:
+            self._leave(outer)
+            self._finish(raised)
+            raise
+        self._leave(outer)
+        return value
+
+    def close(self) -> None:
+        """Close, as :meth:`coroutine.close`."""
+        if self._coroutine is not None:
+            self._coroutine.close()
+            self._finish(GeneratorExit())
+
+    @cython.cfunc
+    def _finish(self, error: object):
+        """The coroutine has ended, by raising as all do: end the request too if its response has not."""
+        if self._outer is not None:
+            set_variable(current, self._outer)
+            self._outer = None
+        self._coroutine = None
+        self._drop_worker()
+        if self._open:
+            self._end(CANCELLED if isinstance(error, CancelledError) else FAILED)
+        self.scope = self._send = None  # whoever remembers this request keeps nothing of the app's alive
+
+    # --- the send that the app gets
+
+    def __call__(self, message):
+        """Pass a message on to the server; note the status, and the end of the response once it was sent."""
+        last = False
+        try:
+            fields: dict = message
+            kind = fields["type"]
+            if kind == "http.response.start":
+                self.status = fields["status"]
+            elif kind == "http.response.body":
+                last = not fields.get("more_body", False)
+            elif kind == "http.response.pathsend":
+                last = True
+        except (KeyError, TypeError, AttributeError):
+            pass  # the server will say what is wrong with the message
+        sent = self._send(message)
+        if not last or not self._open:
+            return sent
+        ending: LastSend = LastSend.__new__(LastSend)
+        ending._request = self
+        ending._pending = DONE
+        ending._coroutine = sent if type(sent) is CoroutineType else steppable(sent)
+        return ending
+
+    # --- the account
+
+    def open(self) -> None:
+        """Begin an account in the state it is in: of the request, or of one message of a session."""
+        self._begin()
+
+    @cython.cfunc
+    def _begin(self):
+        now: cython.longlong = self.stage.now()
+        self.loop_cpu = self.loop_blocked = self.thread_cpu = self.thread_wait = 0
+        self.thread_queue = self.loop_wait = self.awaiting = 0
+        self._threads = self._threads_cpu = 0
+        self._opened = self._mark = now
+        self._open = True
+        self._resting = False
+        self._door.active += 1
+
+    def end(self, status_if_none: cython.longlong = 0) -> None:
+        """Close the account into that of the route; what comes later is booked as background work."""
+        self._end(status_if_none)
+
+    @cython.cfunc
+    def _end(self, status_if_none: cython.longlong):
+        """Close the account. Never raises: it is called from within the app's own steps."""
+        if not self._open:
+            return
+        door: Door = self._door
+        door.active -= 1
+        try:
+            stage: Stage = self.stage
+            if stage.running is self:
+                self._book_step(stage.now())
+            else:
+                self._mark = stage.now()
+            self._settle_threads()
+            if door._observer is not None:
+                door._observer.end(self)
+            account: Account = door._account(self.scope)
+            account._add(self, self.status or status_if_none, self._mark - self._opened, not stage.off)
+            self._background = account
+            if self._victims is not None:
+                door.recorder.charge(self.scope, self._victims)
+                self._victims = None
+        except Exception as error:
+            self.stage.on_failure("requests", error, "some requests are not counted")
+        self._open = False
+
+    def answer(self, status: int) -> None:
+        """Note the status of the response."""
+        self.status = status
+
+    def route(self) -> str:
+        """Return the label of its route."""
+        return self.labels()[0]
+
+    def labels(self) -> tuple:
+        """Return the labels of its route and method, as far as it is routed. Any thread."""
+        account: Account = self._background
+        if account is not None:
+            return account.labels
+        scope = self.scope
+        return self._door.recorder.labels_of(scope) if scope is not None else NO_LABELS
+
+    def is_routed(self) -> bool:
+        """Tell whether its route is known, or can no longer become so. Any thread."""
+        scope = self.scope
+        return self._background is not None or scope is None or "endpoint" in scope
+
+    def read(self) -> tuple:
+        """Return the account's nanoseconds in each state, in the order of ``catalogue.STATES``."""
+        return (
+            self.loop_cpu,
+            self.loop_blocked,
+            self.thread_cpu,
+            self.thread_wait,
+            self.thread_queue,
+            self.loop_wait,
+            self.awaiting,
+        )
+
+    def read_now(self) -> tuple:
+        """Return what :meth:`read` will, were the account closed at this instant. Loop thread.
+
+        A step in progress is booked up to now; what threads did is divided as far as they have told.
+        """
+        stage: Stage = self.stage
+        if stage.running is self and not stage.off:
+            self._book_step(stage.now())
+        cpu: cython.longlong = min(self._threads, self._threads_cpu)
+        return (
+            self.loop_cpu,
+            self.loop_blocked,
+            self.thread_cpu + cpu,
+            self.thread_wait + self._threads - cpu,
+            self.thread_queue,
+            self.loop_wait,
+            self.awaiting,
+        )
+
+    def is_open(self) -> bool:
+        """Tell whether its account is open: the response, or a message of a session, has not ended. Any thread."""
+        return self._open
+
+    def is_session(self) -> bool:
+        """Tell whether it is a WebSocket session, which is accounted by message."""
+        scope = self.scope
+        return scope is not None and scope["type"] == "websocket"
+
+    def is_over(self) -> bool:
+        """Tell whether nobody works on its behalf any more."""
+        return not self._open and self._workers <= 0
+
+    def rest(self) -> None:
+        """Book nothing until the next step begins: the request waits for nothing of its own."""
+        self._resting = True
+
+    @cython.cfunc
+    def _add_worker(self):
+        """Count one more coroutine that works on the request's behalf."""
+        self._workers += 1
+
+    @cython.cfunc
+    def _drop_worker(self):
+        """Count one coroutine less. While there is none, time passes without being booked."""
+        self._workers -= 1
+        if self._workers <= 0:
+            self._resting = True
+
+    @cython.cfunc
+    def _enter(self) -> object:
+        """Begin a step: return the request whose step it interrupts, ``None`` if there is none."""
+        stage: Stage = self.stage
+        outer = stage.running
+        # An eager child takes its first step within its parent's, which books the time already.
+        if stage.off or outer is self:
+            return NOT_BOOKED
+        try:
+            now: cython.longlong = stage.now()
+            if outer is not None:
+                interrupted: Request = outer
+                interrupted._book_step(now)
+            if stage._libuv:
+                stage._observe(now)
+            self._book_gap(now)
+            if now - stage._cpu_at > FRESH_NS:
+                stage._cpu_at = now
+                stage._cpu_mark = stage.cpu()
+                stage._spent = 0
+            self._mark = now
+            stage.running = self
+        except Exception as error:
+            stage.fail(error)
+            return NOT_BOOKED
+        return outer
+
+    @cython.cfunc
+    def _leave(self, outer: object):
+        """End a step, and go on with the one that it interrupted."""
+        if outer is NOT_BOOKED:
+            return
+        stage: Stage = self.stage
+        stage.running = outer
+        try:
+            now: cython.longlong = stage.now()
+            self._book_step(now)
+            stage._seen_at = now
+            if outer is not None:
+                interrupted: Request = outer
+                interrupted.awaiting += now - interrupted._mark
+                interrupted._mark = now
+        except Exception as error:
+            stage.fail(error)
+
+    @cython.cfunc
+    def _book_step(self, now: cython.longlong):
+        """Book a step that ends now, its CPU and its blocked time apart."""
+        stage: Stage = self.stage
+        wall: cython.longlong = now - self._mark
+        if wall < SHORT_NS:
+            self.loop_cpu += wall
+            stage._spent += wall
+        else:
+            cpu_mark: cython.longlong = stage.cpu()
+            cpu: cython.longlong = cpu_mark - stage._cpu_mark - stage._spent
+            cpu = max(0, min(cpu, wall))
+            self.loop_cpu += cpu
+            self.loop_blocked += wall - cpu
+            stage._cpu_mark = cpu_mark
+            stage._cpu_at = now
+            stage._spent = 0
+            if wall >= LONG_NS:
+                self._tell_long_step(now, wall)
+        self._mark = now
+        if self._background is not None and not self._open:
+            self._pour(self._background._background)
+
+    def _tell_long_step(self, now: cython.longlong, wall: cython.longlong):
+        stage: Stage = self.stage
+        if len(stage.holders) >= HOLDERS:
+            del stage.holders[: HOLDERS // 2]
+        stage.holders.append((now - wall, now, self))
+        if stage.on_long_step is not None:
+            stage.on_long_step(wall)
+        if self._open and self._door._observer is not None:
+            self._door._observer.held(self, now - wall, now)
+
+    @cython.cfunc
+    def _book_gap(self, now: cython.longlong):
+        """Book the time since the last step: what the request waited for, and then for how long it was due."""
+        if self._resting:
+            self._resting = False
+            return
+        start: cython.longlong = self._mark
+        due: cython.longlong = self.stage.bound
+        if self._work is not None:
+            start = self._book_one(now, self._work[0]) if len(self._work) == 1 else self._book_many(now)
+        if self._timers is not None:
+            due = self._due_by_timer(start, now, due)
+        due = max(start, due)
+        if due < now:
+            self.loop_wait += now - due
+            self.awaiting += due - start
+            if now - due >= LONG_NS:
+                self._blame(due, now)
+        else:
+            self.awaiting += now - start
+
+    def _blame(self, start: cython.longlong, end: cython.longlong):
+        found = self.stage.blockers(start, end)
+        if found:
+            self._victims = [*(self._victims or ()), *found]
+        if self._open and self._door._observer is not None:
+            self._door._observer.waited(self, start, end)
+
+    @cython.cfunc
+    def _pour(self, times: cython.longlong[::1]):
+        """Add the account's times to others, in the order of ``catalogue.STATES``, and empty it."""
+        times[0] += self.loop_cpu
+        times[1] += self.loop_blocked
+        times[2] += self.thread_cpu
+        times[3] += self.thread_wait
+        times[4] += self.thread_queue
+        times[5] += self.loop_wait
+        times[6] += self.awaiting
+        self.loop_cpu = self.loop_blocked = self.thread_cpu = self.thread_wait = 0
+        self.thread_queue = self.loop_wait = self.awaiting = 0
+
+    # --- worker threads and timers
+
+    @cython.cfunc
+    def _add_work(self, work: Job):
+        """Note what a worker thread is to do for the request."""
+        if self._work is None:
+            self._work = [work]
+        else:
+            self._work.append(work)
+
+    def _note_timer(self, timer: object):
+        """Remember an ``asyncio.TimerHandle`` set in a step: what it resumes is due when it is."""
+        if self._timers is None:
+            self._timers = [timer]
+        elif len(self._timers) < MOST_TIMERS:
+            self._timers.append(timer)
+
+    def _due_by_timer(self, start: cython.longlong, now: cython.longlong, due: cython.longlong):
+        """Return when the earliest timer that fired in the gap was due, but not before ``due``, or else ``due``.
+
+        A loop that sleeps a little longer than its timer asked for is idle meanwhile, not busy with others.
+        """
+        pending = []
+        fired: cython.longlong = NEVER
+        for timer in self._timers:
+            if timer.cancelled():
+                continue
+            when: cython.longlong = int(timer.when() * 1e9)
+            if when > now:
+                pending.append(timer)
+            elif when > start:
+                fired = min(fired, when)
+        self._timers = pending or None
+        if fired == NEVER:
+            return due
+        return fired if due == NEVER else max(fired, due)
+
+    @cython.cfunc
+    def _book_one(self, now: cython.longlong, work: Job) -> cython.longlong:
+        """Book what one worker thread did since the mark; return when that ended.
+
+        The thread writes single attributes, so its work is seen either as ended, with its CPU time, or as running.
+        """
+        mark: cython.longlong = self._mark
+        end: cython.longlong = work.ended
+        if not end or end > now:
+            end = now
+        elif end < mark:
+            end = mark
+        begin: cython.longlong = work.started
+        if not begin or begin > end:
+            begin = end
+        elif begin < mark:
+            begin = mark
+        self.thread_queue += begin - mark
+        self._threads += end - begin
+        if work.ended:
+            self._threads_cpu += work.cpu
+            self._work = None
+            self._settle_threads()
+        return end
+
+    def _book_many(self, now: cython.longlong) -> cython.longlong:
+        """Book what several worker threads did since the mark; return when the last of it had ended.
+
+        Running comes before queueing, and each instant counts once.
+        """
+        mark: cython.longlong = self._mark
+        running, either, unfinished = [], [], []
+        last: cython.longlong = mark
+        for one in self._work:
+            work: Job = one
+            end: cython.longlong = work.ended or now
+            if work.started:
+                running.append((max(mark, work.started), end))
+            either.append((max(mark, work.submitted), end))
+            if work.ended:
+                self._threads_cpu += work.cpu
+            else:
+                unfinished.append(work)
+            last = max(last, min(end, now))
+        self._work = unfinished or None
+        in_threads: cython.longlong = covered(running)
+        in_all: cython.longlong = covered(either)
+        self._threads += in_threads
+        self.thread_queue += in_all - in_threads
+        self.awaiting += (last - mark) - in_all
+        if self._work is None:
+            self._settle_threads()
+        return last
+
+    @cython.cfunc
+    def _settle_threads(self):
+        """Divide the time in threads into CPU and wait, as soon as the threads have told their CPU time."""
+        cpu: cython.longlong = min(self._threads, self._threads_cpu)
+        self.thread_cpu += cpu
+        self.thread_wait += self._threads - cpu
+        self._threads = self._threads_cpu = 0
+
+
+def steppable(awaitable: object):
+    """Return what an app gave us as something that has ``send``; nearly always it is a coroutine already."""
+    if hasattr(awaitable, "send"):
+        return awaitable
+
+    async def wait():
+        return await awaitable
+
+    return wait()
+
+
+def covered(intervals: list):
+    """Return how many nanoseconds lie in at least one of the (start, end) intervals."""
+    total: cython.longlong = 0
+    reached: cython.longlong = 0
+    for start, end in sorted(intervals):
+        if end > start and end > reached:
+            total += end - max(start, reached)
+            reached = end
+    return total
+
+
+@cython.final
+@cython.cclass
+class Child:
+    """The coroutine of a task that a request created: behaves as the one it drives, and books each of its steps."""
+
+    __weakref__: object
+    _coroutine: object
+    _request: Request
+
+    def __init__(self, coroutine: object, request: Request) -> None:
+        self._coroutine = coroutine
+        self._request = request
+        request._add_worker()
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        outer = self._request._enter()
+        try:
+            value = resume(self._coroutine, DONE)
+        except BaseException:
+            self._request._drop_worker()
+            self._request._leave(outer)
+            raise
+        if value is DONE:
+            self._request._drop_worker()
+        self._request._leave(outer)
+        if value is DONE:
+            raise StopIteration
+        return value
+
+    def send(self, value):
+        """Resume with ``value``, as :meth:`coroutine.send`."""
+        outer = self._request._enter()
+        try:
+            return self._coroutine.send(value)
+        except BaseException:
+            self._request._drop_worker()
+            raise
+        finally:
+            self._request._leave(outer)
+
+    def throw(self, *error):
+        """Resume with an exception, as :meth:`coroutine.throw`."""
+        outer = self._request._enter()
+        try:
+            return self._coroutine.throw(*error)
+        except BaseException:
+            self._request._drop_worker()
+            raise
+        finally:
+            self._request._leave(outer)
+
+    def close(self) -> None:
+        """Close, as :meth:`coroutine.close`. May run on any thread, by garbage collection: books nothing."""
+        self._coroutine.close()
+
+    def __getattr__(self, name):
+        # cr_frame, cr_running, __qualname__ and their like: what tools ask a task's coroutine for.
+        return getattr(self._coroutine, name)
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+@cython.cclass
+class LastSend:
+    """The server's ``send`` of the last part of a response: when it is done, the request has ended."""
+
+    _coroutine: object
+    _pending: object
+    _request: Request
+
+    def __await__(self):
+        """Take the first step; return what takes the others, which is nothing where that was all."""
+        value = self._take_step()
+        if value is DONE:
+            return NO_MORE_STEPS
+        self._pending = value
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        value = self._pending
+        if value is not DONE:
+            self._pending = DONE
+            return value
+        value = self._take_step()
+        if value is DONE:
+            raise StopIteration
+        return value
+
+    @cython.cfunc
+    def _take_step(self) -> object:
+        value = resume(self._coroutine, DONE)
+        if value is DONE:
+            self._request._end(0)
+        return value
+
+    def send(self, value):
+        """Resume with ``value``, as :meth:`coroutine.send`."""
+        try:
+            return self._coroutine.send(value)
+        except StopIteration:
+            self._request._end(0)
+            raise
+
+    def throw(self, *error):
+        """Resume with an exception, as :meth:`coroutine.throw`."""
+        try:
+            return self._coroutine.throw(*error)
+        except StopIteration:
+            self._request._end(0)
+            raise
+
+    def close(self) -> None:
+        """Close, as :meth:`coroutine.close`."""
+        self._coroutine.close()
+
+
+@cython.final
+@cython.cclass
+class Door:
+    """Where requests come in: begins one for each, and finds its account when it has ended. Loop thread.
+
+    It is an ASGI app that returns the measured request itself, or hands what is unusual to ``aside``: other scopes,
+    another loop, the metrics path.
+    """
+
+    _app: object
+    _aside: object
+    _loop: object
+    _metrics_path: str
+    _stage: Stage
+    _accounts: dict
+    _observer: object
+    active: cython.longlong
+    recorder: object
+
+    def __init__(self, app: object, aside: object, recorder: object) -> None:
+        self._app = app
+        self._aside = aside
+        self._loop = None
+        self._metrics_path = None
+        self._stage = None
+        self._accounts = {}
+        self._observer = None
+        self.active = 0
+        self.recorder = recorder
+
+    def begin_anew(self) -> None:
+        """Forget the loop and all requests, as in a child process that was forked."""
+        self._loop = self._stage = None
+        self._accounts = {}
+        self.active = 0
+
+    def lead_to(self, loop: object, stage: Stage, metrics_path: object) -> None:
+        """Measure what comes on ``loop`` from now on, but for the metrics path."""
+        self._loop = loop
+        self._stage = stage
+        self._metrics_path = metrics_path
+
+    def observe(self, observer: object) -> None:
+        """Have ``observer`` told when a request begins and ends, and when it held or waited for the loop for long.
+
+        ``begin(request)`` and ``end(request)``, with the account still open; ``held(request, start, end)`` and
+        ``waited(request, start, end)`` for at least :data:`LONG_NS`. They must not raise. ``None`` tells nobody.
+        """
+        self._observer = observer
+
+    @property
+    def app(self) -> object:
+        """The app that it leads to, as every ASGI middleware tells it."""
+        return self._app
+
+    def count_active(self) -> int:
+        """Return the requests in progress. Any thread."""
+        return self.active
+
+    def __call__(self, scope, receive, send):
+        """Return what serves one scope when it is awaited."""
+        if type(scope) is not dict or scope["type"] != "http" or get_running_loop() is not self._loop:
+            return self._aside(scope, receive, send)
+        if self._metrics_path is not None:
+            path = scope["path"]
+            if type(path) is not str or cython.cast(str, path).endswith(self._metrics_path):
+                return self._aside(scope, receive, send)
+        return self._measure(scope, receive, send)
+
+    def measure(self, scope: object, receive: object, send: object) -> object:
+        """Return the measured request of an HTTP scope."""
+        return self._measure(scope, receive, send)
+
+    @cython.cfunc
+    def _measure(self, scope: object, receive: object, send: object) -> object:
+        if self._is_measured(scope):
+            return self._app(scope, receive, send)
+        try:
+            request: Request = self._begin(scope, send)
+        except Exception as error:
+            self._stage.on_failure("middleware", error, "such requests are not measured")
+            return self._app(scope, receive, send)
+        return request._drive(self._app(scope, receive, request))
+
+    def is_measured(self, scope: object) -> bool:
+        """Tell whether another door, further out, measures this scope already."""
+        return self._is_measured(scope)
+
+    @cython.cfunc
+    def _is_measured(self, scope: object) -> cython.bint:
+        for one in IN_USE:
+            stage: Stage = one
+            if stage.running is not None:
+                request: Request = stage.running
+                if request.scope is scope:
+                    return True
+        return False
+
+    def begin(self, scope: object, send: object) -> Request:
+        """Return a new request whose coroutine is still to be given to :meth:`Request.drive`."""
+        return self._begin(scope, send)
+
+    @cython.cfunc
+    def _begin(self, scope: object, send: object) -> Request:
+        request: Request = Request.__new__(Request)
+        request.stage = self._stage
+        request.scope = scope
+        request.status = 0
+        request._send = send
+        request._door = self
+        request._coroutine = None
+        request._pending = DONE
+        request._outer = None
+        request._background = None
+        request._work = request._timers = request._victims = None
+        request._shared = False
+        request._workers = 0
+        request._begin()
+        if self._observer is not None:
+            self._observer.begin(request)
+        return request
+
+    @cython.cfunc
+    def _account(self, scope: object) -> Account:
+        """Find the account of a request that the app has routed."""
+        if type(scope) is dict:
+            fields: dict = scope
+            by_endpoint: dict = self._accounts.get(fields.get("method"))  # a WebSocket's scope has none
+            if by_endpoint is not None:
+                account = by_endpoint.get(id(fields.get("endpoint")))
+                if account is not None:
+                    return account
+        account, key = self.recorder.account(scope)
+        if key is not None:
+            self._accounts.setdefault(key[0], {})[key[1]] = account
+        return account
+
+
+@cython.final
+@cython.cclass
+class TimedSelect:
+    """A selector's ``select``, and how long the loop was busy and idle around it.
+
+    Written on the loop thread, read on any: ``since`` is when the present busy (positive) or idle (negative) period
+    began, and 0 while the figures change.
+    """
+
+    _polled: cython.longlong
+    _select: object
+    _stage: Stage
+    busy: cython.longlong
+    clock: object
+    idle: cython.longlong
+    iterations: cython.longlong
+    off: cython.bint
+    on_long: object
+    on_worst: object
+    on_failure: object
+    short_squares: cython.double
+    since: cython.longlong
+    slot_ends: cython.longlong
+    slot_worst: cython.longlong
+
+    def __init__(
+        self,
+        select: object,
+        stage: Stage,
+        on_long: object,
+        on_worst: object,
+        on_failure: object,
+        clock: object = None,
+    ) -> None:
+        self._select = select
+        self._stage = stage
+        self.on_long = on_long
+        self.on_worst = on_worst
+        self.on_failure = on_failure
+        self.clock = clock
+        self.busy = self.idle = self.iterations = 0
+        self.short_squares = 0.0
+        self.slot_ends = self.slot_worst = 0
+        self.off = False
+        self.since = self._polled = self._now()
+
+    @cython.cfunc
+    @cython.inline
+    def _now(self) -> cython.longlong:
+        return wall_now() if self.clock is None else self.clock()
+
+    def read(self) -> tuple:
+        """Return (since, busy, idle, iterations, squares of short periods); ``since`` is 0 while they change."""
+        return self.since, self.busy, self.idle, self.iterations, self.short_squares
+
+    def since_address(self) -> int:
+        """Return where ``since`` is, for who reads it without the GIL; 0 where it is Python's."""
+        return cython.cast(cython.size_t, cython.address(self.since)) if cython.compiled else 0
+
+    def switch_off(self) -> None:
+        """Measure no more; pass polls on."""
+        self.off = True
+
+    def __call__(self, timeout=None):
+        """Poll."""
+        if self.off:
+            return self._select(timeout)
+        # A poll that does not wait is no idleness: the next busy period begins at once.
+        waits = timeout is None or timeout > 0
+        try:
+            self._end_busy(waits)
+        except Exception as error:
+            self._fail(error)
+        try:
+            return self._select(timeout)
+        finally:
+            if waits and not self.off:
+                try:
+                    self._end_idle()
+                except Exception as error:
+                    self._fail(error)
+
+    @cython.cfunc
+    def _end_busy(self, waits: cython.bint):
+        now: cython.longlong = self._now()
+        since: cython.longlong = self.since
+        self.since = 0
+        self.iterations += 1
+        if since > 0:
+            busy: cython.longlong = now - since
+            self.busy += busy
+            if busy > SHORT_PERIOD_NS:
+                self.on_long(busy)
+            else:
+                self.short_squares += float(busy) * float(busy)
+            if busy > self.slot_worst or now >= self.slot_ends:
+                self.slot_worst = busy
+                self.slot_ends = self.on_worst(busy, now)
+        else:  # idle already: the last poll was left by an exception that also broke our clock
+            self.idle += now + since
+        if waits:
+            self.since = -now
+        else:
+            self._tell_stage(now, 0)
+            self.since = now
+
+    @cython.cfunc
+    def _end_idle(self):
+        now: cython.longlong = self._now()
+        waited: cython.longlong = now + self.since
+        self.since = 0
+        self.idle += waited
+        self._tell_stage(now, waited)
+        self.since = now
+
+    @cython.cfunc
+    @cython.inline
+    def _tell_stage(self, now: cython.longlong, waited: cython.longlong):
+        stage: Stage = self._stage
+        stage.bound = stage.next_bound
+        stage.next_bound = now if waited > WAITED_NS else self._polled
+        self._polled = now
+
+    @cython.cfunc
+    def _fail(self, error: object):
+        self.off = True
+        self.on_failure(error)

@@ -1,0 +1,6 @@
+"""How does Prometheus get to see it? Collected, rendered, and gathered from all workers: a module for each."""
+
+from loopwatch.exporters.prometheus.collector import LoopWatchCollector
+from loopwatch.exporters.prometheus.exporter import Page, PrometheusExporter
+
+__all__ = ["LoopWatchCollector", "Page", "PrometheusExporter"]

@@ -1,0 +1,224 @@
+"""Why did the loop stand still? Evidence about its thread at two instants in, the cause of what lies between out.
+
+The evidence is Linux's where there is any: CPU clock and ``schedstat`` of the loop's thread, its voluntary
+context switches, the cgroup's throttling and what the host of a virtual machine took. A piece that is missing is
+``None``, and what cannot be told from the rest is ``unknown``: nothing is guessed. Any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pathlib
+import threading
+import time
+from collections import deque
+from typing import NamedTuple
+
+from loopwatch.catalogue import CAUSE_BLOCKING, CAUSE_CPU, CAUSE_GC, CAUSE_GIL, CAUSE_STARVED, CAUSE_UNKNOWN
+from loopwatch.histogram import NANOSECONDS
+
+_MOST = 0.7
+"""A share that stands for nearly all: what is measured begins a little after the stall and ends a little before."""
+
+_HALF = 0.5
+
+_CONTENDED = 40
+"""Voluntary switches a second above which a thread was contending for the GIL: its interval of 5 ms allows 200."""
+
+_OTHERS = 0.3
+"""CPU used by other threads of the process, per second, that can hold the GIL enough to matter."""
+
+_TICK_NS = NANOSECONDS // os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0
+_STEAL = 8  # the column of /proc/stat
+
+
+class Evidence(NamedTuple):
+    """What the system says of the loop's thread at one instant. Nanoseconds and counts; ``None``: not to be had."""
+
+    at: int
+    cpu: int | None
+    process_cpu: int
+    in_gc: int
+    run_queue: int | None = None
+    withheld: int | None = None
+    voluntary: int | None = None
+
+
+_MOST_RECENT, _NOTABLE_NS = 16, 1_000_000
+"""How many collections are remembered one by one, and from what length on."""
+
+
+class Collections:
+    """How long garbage collections held one thread. Heard from :data:`gc.callbacks`."""
+
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+        self._since = 0
+        self._total = 0
+        self._recent: deque[tuple[int, int]] = deque(maxlen=_MOST_RECENT)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        gc.callbacks.append(self._hear)
+
+    def stop(self) -> None:
+        """Listen no more. Safe to call twice."""
+        with contextlib.suppress(ValueError):
+            gc.callbacks.remove(self._hear)
+
+    def total(self, now: int) -> int:
+        """Return the nanoseconds in collections up to ``now``, one in progress included. Any thread."""
+        since = self._since
+        return self._total + (now - since if since else 0)
+
+    def total_at(self, at: int) -> int:
+        """Return what :meth:`total` was at an instant, about a second ago at most. Any thread."""
+        since = self._since
+        later = sum(end - max(start, at) for start, end in tuple(self._recent) if end > at)
+        return self._total - later + (max(0, at - since) if since else 0)
+
+    def _hear(self, phase: str, _info: dict[str, int]) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        if phase == "start":
+            self._since = time.perf_counter_ns()
+        elif self._since:
+            now = time.perf_counter_ns()
+            self._total += now - self._since
+            if now - self._since >= _NOTABLE_NS:
+                self._recent.append((self._since, now))
+            self._since = 0
+
+
+class Witness:
+    """Takes evidence about one thread, by whatever this system offers. Made in that thread, asked in any other."""
+
+    def __init__(self) -> None:
+        self._collections = Collections(threading.get_ident())
+        folder = pathlib.Path(f"/proc/self/task/{threading.get_native_id()}")
+        self._schedstat, self._status = folder / "schedstat", folder / "status"
+        self._cpu_clock: int | None = None
+        with contextlib.suppress(AttributeError, OSError):
+            self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def start(self) -> None:
+        """Listen to the garbage collector."""
+        self._collections.start()
+
+    def stop(self) -> None:
+        """Listen no more. Safe to call twice."""
+        self._collections.stop()
+
+    def offers(self) -> dict[str, bool]:
+        """Tell which pieces of evidence this system offers."""
+        found = self.look()
+        return {
+            "CPU clock of the loop's thread": found.cpu is not None,
+            "run-queue wait (schedstat)": found.run_queue is not None,
+            "voluntary context switches": found.voluntary is not None,
+            "throttling and steal": found.withheld is not None,
+        }
+
+    @property
+    def cpu_clock(self) -> int | None:
+        """The CPU clock of the thread."""
+        return self._cpu_clock
+
+    def as_of(self, at: int, cpu: int | None, process_cpu: int) -> Evidence:
+        """Return what :meth:`glance` would have at an instant, of which the clocks are known."""
+        return Evidence(at, cpu, process_cpu, self._collections.total_at(at))
+
+    def glance(self) -> Evidence:
+        """Take what costs a microsecond. Raises :class:`OSError` once the thread has ended."""
+        now = time.perf_counter_ns()
+        cpu = time.clock_gettime_ns(self._cpu_clock) if self._cpu_clock is not None else None
+        return Evidence(now, cpu, time.process_time_ns(), self._collections.total(now))
+
+    def look(self) -> Evidence:
+        """Take everything. Raises :class:`OSError` once the thread has ended."""
+        return self.glance()._replace(
+            run_queue=_field(self._schedstat, 1),
+            voluntary=_labelled(self._status, "voluntary_ctxt_switches:"),
+            withheld=_withheld(),
+        )
+
+
+def _field(file: pathlib.Path, index: int) -> int | None:
+    try:
+        return int(file.read_text().split()[index])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _labelled(file: pathlib.Path, label: str) -> int | None:
+    try:
+        for line in file.read_text().splitlines():
+            if line.startswith(label):
+                return int(line[len(label) :])
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _withheld() -> int | None:
+    """Return how long the cgroup was throttled and the whole machine was given to others, in nanoseconds."""
+    throttled = _labelled(pathlib.Path("/sys/fs/cgroup/cpu.stat"), "throttled_usec ")
+    stolen = _field(pathlib.Path("/proc/stat"), _STEAL)
+    if throttled is None and stolen is None:
+        return None
+    return (throttled or 0) * 1000 + (stolen or 0) * _TICK_NS
+
+
+def cause_between(  # noqa: PLR0911 # one cause after the other, the surest first
+    first: Evidence, last: Evidence, *, kept_out: bool = False
+) -> str:
+    """Return the cause of a stall that held the loop from ``first`` to ``last``, ``unknown`` where it is not clear.
+
+    ``kept_out`` tells that the watcher waited for the GIL all the while.
+    """
+    wall = last.at - first.at
+    if wall <= 0:
+        return CAUSE_UNKNOWN
+    if (last.in_gc - first.in_gc) / wall >= _HALF:
+        return CAUSE_GC
+    if first.cpu is None or last.cpu is None:
+        return CAUSE_UNKNOWN
+    cpu = (last.cpu - first.cpu) / wall
+    if cpu >= _MOST:
+        return CAUSE_CPU
+    others = (last.process_cpu - first.process_cpu) / wall - cpu
+    if kept_out and cpu < _HALF <= others:
+        return CAUSE_GIL
+    queued = _share(first.run_queue, last.run_queue, wall)
+    withheld = _share(first.withheld, last.withheld, wall)
+    if queued is not None and queued >= _HALF:
+        return CAUSE_STARVED
+    if first.voluntary is None or last.voluntary is None:
+        return CAUSE_UNKNOWN  # asleep, but whether it wanted the GIL is not known
+    switches = (last.voluntary - first.voluntary) * NANOSECONDS / wall
+    if switches >= _CONTENDED and others >= _OTHERS:
+        return CAUSE_GIL
+    asleep = 1 - cpu - (queued or 0.0)
+    if asleep >= _MOST:
+        return CAUSE_BLOCKING
+    if withheld is not None and cpu + min(withheld, asleep) + (queued or 0.0) >= _MOST and cpu < _HALF:
+        return CAUSE_STARVED
+    return CAUSE_UNKNOWN
+
+
+def stopped_for(first: Evidence, last: Evidence, gap: int) -> int:
+    """Return for how much of ``gap`` the whole process stood still: by SIGSTOP, or because the machine slept.
+
+    Nothing of it ran then, and nothing of it waited to: a thread that waits for a CPU leaves traces.
+    """
+    accounted = last.process_cpu - first.process_cpu
+    for before, after in ((first.run_queue, last.run_queue), (first.withheld, last.withheld)):
+        if before is not None and after is not None:
+            accounted += after - before
+    return max(0, gap - accounted)
+
+
+def _share(first: int | None, last: int | None, wall: int) -> float | None:
+    return None if first is None or last is None else (last - first) / wall

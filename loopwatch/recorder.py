@@ -1,0 +1,119 @@
+"""What do all requests add up to? One account per route and method, a bounded number of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+
+from loopwatch.catalogue import LATENCY_BUCKETS, PHASES, STATES
+from loopwatch.histogram import NANOSECONDS, bounds_in_nanoseconds, counted
+from loopwatch.hot import Account
+from loopwatch.readings import HistogramReading, RouteReading
+from loopwatch.routes import UNMATCHED, RouteTable
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from loopwatch.hot import Request
+    from loopwatch.readings import Stall
+
+    Scope = MutableMapping[str, Any]
+
+OTHER_ROUTE = "_other"
+OTHER_METHOD = "_OTHER"
+WEBSOCKET = "WEBSOCKET"
+NO_REQUEST = "_none"
+"""Stands for route and method of a stall that no request made."""
+METHODS = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY", WEBSOCKET)
+)
+"""Methods that get a label of their own: those that HTTP defines, and one for WebSocket sessions."""
+
+
+class Recorder:
+    """Adds up requests by route and method. Written on the loop thread, read on any."""
+
+    def __init__(self, max_routes: int) -> None:
+        self.routes: RouteTable | None = None
+        """Finds the route template of a request that the app has routed."""
+        self._max_routes = max_routes
+        self._bounds_ns = bounds_in_nanoseconds(LATENCY_BUCKETS)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget all requests and stalls."""
+        self._accounts: dict[tuple[str, str], Account] = {}
+        self._routes: set[str] = set()
+        self._victims: dict[tuple[str, str], int] = {}
+        self._stalls: dict[str, tuple[list[int], float]] = {}
+        self._stall_times: dict[tuple[str, str, str], float] = {}
+
+    def account(self, scope: Scope) -> tuple[Account, tuple[str, int] | None]:
+        """Find the account of a request; and the method and ``id`` of the endpoint, if they always lead to it."""
+        labels = self.labels_of(scope)
+        account = self._accounts.get(labels)
+        if account is None:
+            account = self._accounts[labels] = Account(self._bounds_ns, labels)
+        endpoint = scope.get("endpoint")
+        if labels[1] in METHODS and self.routes is not None and self.routes.is_unique(endpoint):
+            return account, (labels[1], id(endpoint))
+        return account, None
+
+    def charge(self, scope: Scope, blockers: list[tuple[Request, int]]) -> None:
+        """Charge what a request lost, in nanoseconds, to those who held the loop meanwhile."""
+        victim = self.labels_of(scope)[0]
+        for blocker, lost in blockers:
+            pair = victim, blocker.route()
+            self._victims[pair] = self._victims.get(pair, 0) + lost
+
+    def note_stall(self, stall: Stall) -> None:
+        """Count a stall. Watcher thread only."""
+        counts, total = self._stalls.get(stall.cause, ([0] * (len(LATENCY_BUCKETS) + 1), 0.0))
+        counts = list(counts)
+        counts[bisect_left(LATENCY_BUCKETS, stall.duration)] += 1
+        self._stalls[stall.cause] = counts, total + stall.duration
+        key = stall.route or NO_REQUEST, stall.method or NO_REQUEST, stall.cause
+        self._stall_times[key] = self._stall_times.get(key, 0.0) + stall.duration
+
+    def read_stalls(self) -> tuple[dict[str, HistogramReading], dict[tuple[str, str, str], float]]:
+        """Return a histogram for each cause, and seconds by route, method and cause. Any thread."""
+        durations = {
+            cause: HistogramReading(LATENCY_BUCKETS, tuple(counts), total)
+            for cause, (counts, total) in self._stalls.copy().items()
+        }
+        return durations, self._stall_times.copy()
+
+    def read(self) -> tuple[RouteReading, ...]:
+        """Return the reading of every account. Any thread."""
+        return tuple(_reading(*labels, account) for labels, account in self._accounts.copy().items())
+
+    def read_victims(self) -> dict[tuple[str, str], float]:
+        """Return the seconds that each (route, blocking route) lost. Any thread."""
+        return {pair: lost / NANOSECONDS for pair, lost in self._victims.copy().items()}
+
+    def labels_of(self, scope: Scope) -> tuple[str, str]:
+        """Return the labels of a request: route template and method, bounded in number."""
+        route = self.routes.template(scope) if self.routes is not None else UNMATCHED
+        method = scope["method"] if scope["type"] == "http" else WEBSOCKET
+        if route not in self._routes:
+            if len(self._routes) >= self._max_routes:
+                route = OTHER_ROUTE
+            else:
+                self._routes.add(route)
+        return route, method if method in METHODS else OTHER_METHOD
+
+
+def _reading(route: str, method: str, account: Account) -> RouteReading:
+    request, background, cpu, wait, durations = account.read()
+    return RouteReading(
+        route,
+        method,
+        {
+            (phase, state): time_ns / NANOSECONDS
+            for phase, times in zip(PHASES, (request, background), strict=True)
+            for state, time_ns in zip(STATES, times, strict=True)
+        },
+        {f"{status}xx": counted(LATENCY_BUCKETS, *counts) for status, counts in sorted(durations.items())},
+        counted(LATENCY_BUCKETS, *cpu),
+        counted(LATENCY_BUCKETS, *wait),
+    )

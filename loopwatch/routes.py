@@ -1,0 +1,113 @@
+"""Which route template did a request match? ASGI scope in, ``/sub/{tenant}/items/{item}`` out.
+
+Starlette and FastAPI leave the matched endpoint in the scope, but no full template: ``route`` is missing for
+some routes, and inside a mount or an included router it holds only the inner part. So the tree of routes is
+walked once and the templates are found by endpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, MutableMapping
+
+UNMATCHED = "_unmatched"
+
+_MOUNTED = "/{path}"
+_MAX_STRANGERS = 1000
+
+
+class _Template(NamedTuple):
+    endpoint: Any  # held, so that its id stays its own
+    path: str
+    pattern: str
+
+
+class RouteTable:
+    """The templates of one app, found by endpoint. Loop thread only."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._by_endpoint: dict[int, list[_Template]] = {}
+        self._unique: dict[int, str] = {}
+        self._strangers: set[int] = set()
+        self._build()
+
+    def serves(self, path: str) -> bool:
+        """Tell whether the app itself has a route or mount at exactly ``path``."""
+        own = (path, path + _MOUNTED)
+        return any(template.path in own for found in self._by_endpoint.values() for template in found)
+
+    def is_unique(self, endpoint: Any) -> bool:
+        """Tell whether an endpoint has one template, which is then that of every request it serves."""
+        return id(endpoint) in self._unique
+
+    def template(self, scope: MutableMapping[str, Any]) -> str:
+        """Return the template that the request of ``scope`` matched, once the app has routed it."""
+        endpoint = scope.get("endpoint")
+        unique = self._unique.get(id(endpoint))
+        if unique is not None:
+            return unique
+        found = self._by_endpoint.get(id(endpoint)) or self._find_new(endpoint)
+        if len(found) == 1:
+            return found[0].path
+        path = str(scope.get("path", ""))
+        path = path.removeprefix(str(scope.get("app_root_path", scope.get("root_path", ""))))
+        return next((t.path for t in found if re.fullmatch(t.pattern, path)), UNMATCHED)
+
+    def _find_new(self, endpoint: Any) -> list[_Template]:
+        """Look again, once for each endpoint, for routes that were added after the last look."""
+        if id(endpoint) in self._strangers or len(self._strangers) >= _MAX_STRANGERS:
+            return []
+        self._build()
+        found = self._by_endpoint.get(id(endpoint), [])
+        if not found:
+            self._strangers.add(id(endpoint))
+        return found
+
+    def _build(self) -> None:
+        self._by_endpoint = {}
+        for template in _walk(_routes_of(self._app), "", ""):
+            self._by_endpoint.setdefault(id(template.endpoint), []).append(template)
+        self._unique = {one: found[0].path for one, found in self._by_endpoint.items() if len(found) == 1}
+        self._unique[id(None)] = UNMATCHED
+
+
+def _routes_of(app: Any) -> Iterable[Any]:
+    """Return the routes of an app, looking through the middleware around it."""
+    for _ in range(100):
+        routes = getattr(app, "routes", None)
+        if routes:
+            return list(routes)
+        app = getattr(app, "app", None)
+        if app is None:
+            break
+    return ()
+
+
+def _walk(routes: Iterable[Any], prefix: str, prefix_pattern: str) -> Iterator[_Template]:
+    for route in routes:
+        included = getattr(route, "effective_route_contexts", None)  # FastAPI's included routers
+        if included is not None:
+            effective = (getattr(context, "starlette_route", None) or context for context in included())
+            yield from _walk(effective, prefix, prefix_pattern)
+            continue
+        endpoint, path = getattr(route, "endpoint", None), getattr(route, "path_format", None)
+        if endpoint is not None and path is not None:
+            yield _Template(endpoint, prefix + path, prefix_pattern + _pattern(route))
+        elif hasattr(route, "host"):
+            yield from _walk(_routes_of(getattr(route, "app", None)), prefix, prefix_pattern)
+        elif path is not None and path.endswith(_MOUNTED):
+            inner = _routes_of(route.app)
+            mount_pattern = prefix_pattern + _pattern(route).removesuffix("/(?:.*)")
+            yield from _walk(inner, prefix + path.removesuffix(_MOUNTED), mount_pattern)
+            if not inner:
+                yield _Template(route.app, prefix + path, prefix_pattern + _pattern(route))
+
+
+def _pattern(route: Any) -> str:
+    """Return a route's regular expression without anchors and names, fit to be joined with others."""
+    pattern: str = route.path_regex.pattern
+    return re.sub(r"\(\?P<\w+>", "(?:", pattern.removeprefix("^").removesuffix("$"))

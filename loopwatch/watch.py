@@ -1,0 +1,383 @@
+"""Who owns the probes and what they found? LoopWatch: it starts and stops them and takes snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from loopwatch.advice import Adviser
+from loopwatch.config import Config
+from loopwatch.failures import Failures, logger
+from loopwatch.hot import COMPILED, Stage
+from loopwatch.listeners import Listeners
+from loopwatch.probes import loops
+from loopwatch.probes.patch import Patch
+from loopwatch.probes.stalls import StallsProbe
+from loopwatch.probes.steps import StepsProbe
+from loopwatch.probes.threads import ThreadsProbe
+from loopwatch.readings import Advice, LoopReading, PoolStall, Snapshot, Stall
+from loopwatch.recorder import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from loopwatch.exporters.opentelemetry import OpenTelemetryExporter
+    from loopwatch.exporters.traces import TraceExporter
+    from loopwatch.hot import Door
+    from loopwatch.probes.loops.base import LoopClock
+
+
+MOST_STALLS = 100
+"""How many stalls ``LoopWatch.stalls`` keeps."""
+
+
+_EVERYONE: weakref.WeakSet[LoopWatch] = weakref.WeakSet()
+"""All watches of this process, for the child processes that it may fork."""
+
+
+@functools.cache  # once is enough
+def _hear_of_forks() -> None:
+    def begin_all_anew() -> None:
+        for watch in _EVERYONE:
+            watch.begin_anew()
+
+    os.register_at_fork(after_in_child=begin_all_anew)
+
+
+class _Part(Protocol):
+    def stop(self) -> None: ...
+
+
+class _Loops(NamedTuple):
+    """The loop that is measured, and the sum of those before it: replaced as one, so that readers see both."""
+
+    ended: LoopReading | None = None
+    clock: LoopClock | None = None
+
+    def read(self) -> LoopReading | None:
+        reading = self.clock.read() if self.clock is not None else None
+        if reading is None or self.ended is None:
+            return reading or self.ended
+        return reading + self.ended
+
+
+class LoopWatch:
+    """Measures one event loop and what runs on it.
+
+    Use it as an asynchronous context manager where there is no ASGI app; :func:`loopwatch.install` and
+    :class:`loopwatch.LoopWatchMiddleware` start and stop one themselves.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        # Here, so that importing loopwatch loads nothing, and no loop has to wait for it.
+        from loopwatch.exporters.log import StallLog  # noqa: PLC0415
+        from loopwatch.exporters.port import MetricsPort  # noqa: PLC0415
+        from loopwatch.exporters.prometheus import PrometheusExporter  # noqa: PLC0415
+
+        self.config = config or Config()
+        self.recorder = Recorder(self.config.max_routes)
+        self.failures = Failures()
+        self.stage = Stage(self.failures.report)
+        self.door: Door | None = None
+        self.prometheus = PrometheusExporter(
+            self.snapshot,
+            lambda error: self.failures.report("snapshot", error, "scrapes lack loopwatch's metrics"),
+        )
+        self._port = None
+        if self.config.metrics_port is not None:
+            self._port = MetricsPort(
+                self.config.metrics_host,
+                self.config.metrics_port,
+                self.config.metrics_path or "/metrics",
+                self.prometheus.render,
+                lambda error: self.failures.report("metrics port", error, "metrics are not served there"),
+            )
+        self._opentelemetry = self._opentelemetry_exporter() if self.config.opentelemetry else None
+        self._traces = self._trace_exporter() if self.config.opentelemetry else None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._loops = _Loops()
+        self._steps = StepsProbe(self.stage)
+        self._threads = ThreadsProbe(self.config.max_pools, self.failures)
+        self._stalls: StallsProbe | None = None
+        self._recent: deque[Stall] = deque(maxlen=MOST_STALLS)
+        self._log = StallLog()
+        self._listeners = Listeners(self.failures)
+        if self._traces is not None:
+            self._listeners.add(Stall, self._traces.hear)  # first: it never blocks
+        self._listeners.add(Stall, self._log.hear)
+        self._listeners.add(PoolStall, self._log.hear_pool_stall)
+        self._listeners.add(Advice, self._log.hear_advice)
+        self._pool_stalls: deque[PoolStall] = deque(maxlen=MOST_STALLS)
+        self._adviser = Adviser(self._threads.pools.read)
+        self._parts: list[tuple[str, _Part]] = []
+        self._close: Patch | None = None
+        self._watcher_cpu = 0.0
+        _hear_of_forks()
+        _EVERYONE.add(self)
+
+    def start(self) -> None:
+        """Begin to measure the running loop; another one that was measured before is let go of. Loop thread.
+
+        What cannot be started is reported once and left off; nothing is raised.
+
+        Raises:
+            RuntimeError: no event loop is running in this thread.
+
+        """
+        loop = asyncio.get_running_loop()
+        if loop is self.loop:
+            self._attempt("steps", lambda: self._steps.start(loop))
+            return
+        self.stop()
+        self.loop = loop
+        self.stage = Stage(self.failures.report)
+        self._attempt("loop clock", lambda: self._start_clock(loop))
+        self._attempt("steps", lambda: self._start_steps(loop))
+        self._attempt("threads", lambda: self._start_threads(loop))
+        self._attempt("stalls", lambda: self._start_stalls(loop))
+        self._attempt("prometheus", self._start_prometheus)
+        self._attempt("opentelemetry", self._start_opentelemetry)
+        self._attempt("traces", self._start_traces)
+        self._attempt("loop close", lambda: self._stop_when_closed(loop))
+
+    def stop(self) -> None:
+        """Stop measuring and restore all that was patched; snapshots keep what was seen. Safe to call twice."""
+        loop, self.loop = self.loop, None
+        if loop is None:
+            return
+        parts, self._parts = self._parts, []
+        for name, part in reversed(parts):
+            self._attempt(name, part.stop)
+        self._attempt("loop close", self._forget_close)
+        stalls, self._stalls = self._stalls, None
+        if stalls is not None:
+            self._watcher_cpu += stalls.cpu_seconds
+        if self._loops.clock is not None:
+            self._loops = _Loops(self._loops.read())
+
+    def begin_anew(self) -> None:
+        """Forget all that was measured: it is that of the process which forked this one, and its threads are too.
+
+        No lock is taken, as another thread may have held it when that happened.
+        """
+        self.loop = self._close = self._stalls = None
+        self._parts, self._loops, self._watcher_cpu = [], _Loops(), 0.0
+        self.stage = Stage(self.failures.report)
+        self._steps = StepsProbe(self.stage)
+        self._threads.begin_anew()
+        self._adviser = Adviser(self._threads.pools.read)
+        self._recent.clear()
+        self._pool_stalls.clear()
+        told = self._listeners, self.prometheus, self._port, self._opentelemetry, self._traces
+        for part in (self.recorder, self.failures, self.door, *told):
+            if part is not None:
+                part.begin_anew()
+
+    def snapshot(self) -> Snapshot:
+        """Return everything seen so far. Any thread; on the loop it takes some 50 microseconds.
+
+        Cumulative and frozen: the difference of two snapshots is the interval between them.
+        """
+        stalls = self._stalls
+        watcher = self._watcher_cpu + (stalls.cpu_seconds if stalls is not None else 0.0)
+        stall_durations, stall_times = self.recorder.read_stalls()
+        telling = {}
+        if self._opentelemetry is not None and self._traces is not None:
+            telling["opentelemetry"] = self._opentelemetry.cpu_seconds + self._traces.cpu_seconds
+        return Snapshot(
+            taken_at=time.time(),
+            loop=self._loops.read(),
+            stall_durations=stall_durations,
+            stall_times=stall_times,
+            routes=self.recorder.read(),
+            victims=self.recorder.read_victims(),
+            active=self.door.count_active() if self.door is not None else 0,
+            pools=self._threads.pools.read(),
+            self_time={"watcher": watcher, **self.prometheus.cpu_times(), **telling},
+            dropped=self.failures.read(),
+        )
+
+    @property
+    def clock_name(self) -> str:
+        """The clock that measures the loop: ``selector``, ``libuv`` or ``heartbeat``; ``""`` before any does."""
+        clock = self._loops.clock
+        return clock.name if clock is not None else ""
+
+    @property
+    def stalls(self) -> tuple[Stall, ...]:
+        """The most recent stalls that have ended, newest last. Any thread."""
+        return tuple(self._recent)
+
+    def on_stall(self, listener: Callable[[Stall], None]) -> Callable[[Stall], None]:
+        """Have ``listener`` called with every stall that has ended; a decorator.
+
+        It runs on a thread of loopwatch's own, one call after the other; what it raises is logged once. Where it
+        blocks, up to a hundred stalls wait for it, and further ones are dropped and counted.
+
+        Raises:
+            TypeError: it cannot be called, or is a coroutine function.
+
+        """
+        self._listeners.add(Stall, listener)
+        return listener
+
+    @property
+    def pool_stalls(self) -> tuple[PoolStall, ...]:
+        """The most recent pools in which nothing ended while work waited, newest last. Any thread."""
+        return tuple(self._pool_stalls)
+
+    def on_pool_stall(self, listener: Callable[[PoolStall], None]) -> Callable[[PoolStall], None]:
+        """Have ``listener`` called when nothing has ended in a pool for long while work waits; a decorator.
+
+        It runs where the listeners of :meth:`on_stall` do; the time is ``Config.pool_stall_seconds``.
+
+        Raises:
+            TypeError: it cannot be called, or is a coroutine function.
+
+        """
+        self._listeners.add(PoolStall, listener)
+        return listener
+
+    def name_pool(self, pool: Any, name: str) -> None:
+        """Name an executor, or an ``anyio.CapacityLimiter`` used for threads, in metrics and words. Any time.
+
+        Raises:
+            TypeError: ``pool`` is neither.
+            ValueError: ``name`` is empty or too long.
+
+        """
+        self._threads.pools.name(pool, name)
+
+    def advice(self) -> tuple[Advice, ...]:
+        """Suggest a size for each pool whose work had to wait much during the last hour. Any thread."""
+        return self._adviser.advice()
+
+    def _look_at_pools(self) -> None:
+        """Watcher thread, about once a second. What fails here must not end the watch over the loop."""
+        try:
+            for stall in self._threads.pools.stuck(self.config.pool_stall_seconds):
+                self._pool_stalls.append(stall)
+                self._listeners.tell(stall)
+            for advice in self._adviser.due():
+                self._listeners.tell(advice)
+        except Exception as error:
+            self.failures.report("pools", error, "what is wrong with a pool may not be told")
+
+    def _hear_stall(self, stall: Stall) -> None:
+        """Watcher thread."""
+        self.recorder.note_stall(stall)
+        self._recent.append(stall)
+        self._listeners.tell(stall)
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _attempt(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self.failures.report(name, error, "that part of loopwatch is off")
+
+    def _start_clock(self, loop: asyncio.AbstractEventLoop) -> None:
+        clock = loops.choose(loop, self.config, self.failures)
+        kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
+        self.stage = Stage(self.failures.report, clock.note_step)
+        clock.start(self.stage)
+        self._parts.append(("loop clock", clock))
+        self._loops = _Loops(self._loops.ended, clock)
+        logger.info("loopwatch: measuring %s with the %s clock: %s", kind, clock.name, clock.reason)
+        logger.debug("loopwatch: the %s core is in use", "compiled" if COMPILED else "plain Python")
+
+    def _start_steps(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._steps = StepsProbe(self.stage)
+        self._parts.append(("steps", self._steps))
+        self._steps.start(loop)
+
+    def _start_threads(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._parts.append(("threads", self._threads))
+        self._threads.start(loop, self.stage)
+
+    def _start_stalls(self, loop: asyncio.AbstractEventLoop) -> None:
+        clock = self._loops.clock
+        if clock is None:
+            return  # it failed, and the log says so
+        self._stalls = StallsProbe(
+            clock,
+            self.stage,
+            self.failures,
+            stall_seconds=self.config.stall_seconds,
+            interval_seconds=self.config.watch_interval_seconds,
+            on_stall=self._hear_stall,
+            on_long=lambda stall: self._listeners.tell_one(self._log.hear_early, stall),
+            each_second=self._look_at_pools,
+        )
+        self._parts.insert(0, ("stalls", self._stalls))  # stopped last: it tells what the clock's stop ended
+        self._stalls.start(loop)
+
+    def _start_prometheus(self) -> None:
+        self._parts.append(("prometheus", self.prometheus))
+        self.prometheus.start()
+        if self._port is not None:
+            self._parts.append(("metrics port", self._port))
+            self._port.start()
+
+    def _opentelemetry_exporter(self) -> OpenTelemetryExporter:
+        try:
+            from loopwatch.exporters.opentelemetry import OpenTelemetryExporter  # noqa: PLC0415 # it is optional
+        except ImportError as error:
+            raise ImportError(
+                "Config(opentelemetry=True) needs OpenTelemetry's API: pip install 'loopwatch[otel]'."
+            ) from error
+        return OpenTelemetryExporter(
+            self.snapshot,
+            on_failure=lambda error: self.failures.report("opentelemetry", error, "it lacks some of the metrics"),
+        )
+
+    def _start_opentelemetry(self) -> None:
+        if self._opentelemetry is not None:
+            self._parts.append(("opentelemetry", self._opentelemetry))
+            self._opentelemetry.start()
+
+    def _trace_exporter(self) -> TraceExporter:
+        from loopwatch.exporters.traces import TraceExporter  # noqa: PLC0415 # it is optional
+
+        return TraceExporter(
+            self.config.stall_seconds,
+            on_failure=lambda error: self.failures.report("traces", error, "spans may lack states or stalls"),
+        )
+
+    def _start_traces(self) -> None:
+        if self._traces is not None and self.door is not None:
+            self._parts.append(("traces", self._traces))
+            self._traces.start(self.door, self.stage)
+
+    def _stop_when_closed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Stop before the loop is closed, where no lifespan or context manager does it."""
+        close = loop.close
+
+        def stop_and_close() -> None:
+            self.stop()
+            close()
+
+        self._close = Patch(loop, "close", stop_and_close)
+
+    def _forget_close(self) -> None:
+        close, self._close = self._close, None
+        if close is not None:
+            close.remove()
