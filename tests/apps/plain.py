@@ -1,0 +1,21 @@
+"""Apps that know nothing of loopwatch."""
+
+from fastapi import FastAPI
+
+
+def make_app():
+    app = FastAPI()
+
+    @app.get("/ready")
+    async def ready():
+        return {}
+
+    return app
+
+
+app = make_app()
+fastapi = make_app()
+
+
+async def any_asgi_app(scope, receive, send):
+    await fastapi(scope, receive, send)

@@ -1,0 +1,224 @@
+"""Private parts of others that loopwatch uses: these tests notice when they change."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+import os
+import selectors
+import shutil
+import socket
+import subprocess
+import sys
+
+import anyio.to_thread
+import pytest
+import uvloop
+from anyio._backends import _asyncio as anyio_backend
+from fastapi.applications import FastAPI
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.trace import SpanKind
+from prometheus_client import values
+from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.utils import floatToGoString
+from starlette.applications import Starlette
+
+from loopwatch.exporters.traces.starts import SpanStarts
+from loopwatch.probes.loops import libuv
+from loopwatch.probes.loops.selector import SelectorClock
+
+
+def test_asyncios_selector_loop_polls_through_an_attribute_that_can_be_replaced():
+    loop = asyncio.new_event_loop()
+    try:
+        assert SelectorClock.supports(loop)
+        assert isinstance(loop._selector, selectors.BaseSelector)
+        assert list(inspect.signature(loop._selector.select).parameters) == ["timeout"]
+        calls = []
+        found = loop._selector.select
+        loop._selector.select = lambda timeout=None: calls.append(timeout) or found(timeout)
+        loop.run_until_complete(asyncio.sleep(0))
+        assert calls
+    finally:
+        loop.close()
+
+
+def test_uvloop_exports_libuvs_symbols_and_the_pointer_to_its_loop():
+    loop = uvloop.new_event_loop()
+    try:
+        assert libuv.LibuvClock.supports(loop)
+        assert libuv._address_of(loop)
+        library = libuv._libuv()
+        library.uv_version_string.restype = libuv.ctypes.c_char_p
+        assert library.uv_version_string().startswith(b"1.")
+    finally:
+        loop.close()
+
+
+def test_without_the_symbols_uvloop_gets_a_heartbeat(monkeypatch):
+    monkeypatch.setattr(libuv, "_libuv", lambda: None)
+    loop = uvloop.new_event_loop()
+    try:
+        assert not libuv.LibuvClock.supports(loop)
+    finally:
+        loop.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
+def test_the_eager_factory_keeps_its_constructor_in_its_closure_and_anyio_looks_there():
+    factory = asyncio.create_eager_task_factory(asyncio.Task)
+    assert factory.__code__ is asyncio.eager_task_factory.__code__
+    assert factory.__closure__[0].cell_contents is asyncio.Task
+    assert anyio_backend._eager_task_factory_code is factory.__code__
+
+
+def test_anyios_limiter_tells_its_statistics():
+    async def main():
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        now = limiter.statistics()
+        return now.total_tokens, now.borrowed_tokens, now.tasks_waiting
+
+    assert asyncio.run(main()) == (40, 0, 0)
+
+
+def test_anyios_limiter_keeps_its_limit_in_a_property():
+    async def main():
+        return vars(type(anyio.to_thread.current_default_thread_limiter()))["total_tokens"]
+
+    limit = asyncio.run(main())
+    assert isinstance(limit, property)
+    assert limit.fset is not None
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_run_in_executor_submits_to_whatever_it_is_given(make_loop):
+    class Inline:
+        def submit(self, function, *arguments):
+            future = concurrent.futures.Future()
+            future.set_result(function(*arguments))
+            return future
+
+    async def main():
+        return await asyncio.get_running_loop().run_in_executor(Inline(), len, "abc")
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        assert runner.run(main()) == 3
+
+
+def test_executors_keep_their_limit_and_the_prefix_of_their_threads_and_asyncio_its_own():
+    executor = concurrent.futures.ThreadPoolExecutor(3, thread_name_prefix="mine")
+    assert (executor._max_workers, executor._thread_name_prefix) == (3, "mine")
+    assert concurrent.futures.ProcessPoolExecutor(2)._max_workers == 2
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(executor)
+        return loop._default_executor
+
+    assert asyncio.run(main()) is executor
+
+
+def test_starlette_builds_its_stack_through_a_method_that_can_be_wrapped():
+    app = Starlette()
+    assert app.middleware_stack is None
+    app.build_middleware_stack = lambda: "ours"
+    with pytest.raises(TypeError, match="'str' object is not callable"):
+        asyncio.run(app({"type": "http"}, None, None))
+
+
+def test_prometheus_client_chooses_encoder_and_gzip_by_header():
+    assert choose_encoder("")[1].startswith("text/plain")
+    assert gzip_accepted("gzip, br")
+    assert not gzip_accepted("br")
+
+
+def test_prometheus_client_keeps_the_values_of_a_process_in_files_by_kind(tmp_path):
+    script = """
+from prometheus_client import values
+gauges = (("gauge", mode) for mode in ("livemax", "livemin", "livesum"))
+for kind, mode in (("counter", ""), ("histogram", ""), *gauges):
+    about = f"a_{kind}_{mode}", f"a_{kind}_{mode}_total", ("label",), ("here",), "Help."
+    value = values.ValueClass(kind, *about, multiprocess_mode=mode)
+    value.set(1.0)
+    value.inc(1.5)
+import os
+print(os.getpid())
+"""
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
+    prefixes = ("counter", "histogram", "gauge_livemax", "gauge_livemin", "gauge_livesum")
+    assert {file.name for file in tmp_path.iterdir()} == {f"{one}_{done.stdout.strip()}.db" for one in prefixes}
+    (counter,) = [one for one in MultiProcessCollector(None, str(tmp_path)).collect() if one.type == "counter"]
+    (sample,) = counter.samples
+    assert (sample.name, sample.labels, sample.value) == ("a_counter__total", {"label": "here"}, 2.5)
+    assert values.ValueClass is values.MutexValue  # here, where nothing is set
+    assert [floatToGoString(bound) for bound in (0.001, 1.0, float("inf"))] == ["0.001", "1.0", "+Inf"]
+
+
+def test_a_socket_can_be_bound_to_an_address_of_the_systems_choice():
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        one.bind("")
+        assert one.getsockname().startswith(b"\0")
+
+
+def test_where_there_is_a_compiler_the_compiled_core_is_in_use():
+    if not (shutil.which("cc") or shutil.which("gcc")):
+        pytest.skip("no C compiler: the plain core is all there is")
+    told = {
+        pure: subprocess.run(
+            [sys.executable, "-c", "from loopwatch import hot; print(hot.COMPILED, hot.Lookout is not None)"],
+            env={**os.environ, "LOOPWATCH_PURE": pure}, capture_output=True, text=True, check=True,
+        ).stdout.strip()
+        for pure in ("", "yes")
+    }  # fmt: skip
+    assert told == {"": "True True", "yes": "False False"}
+
+
+def test_anyios_worker_threads_go_through_one_function_of_its_backend():
+    parameters = inspect.signature(anyio_backend.AsyncIOBackend.run_sync_in_worker_thread).parameters
+    assert list(parameters)[:2] == ["func", "args"]
+    assert isinstance(vars(anyio_backend.AsyncIOBackend)["run_sync_in_worker_thread"], classmethod)
+
+
+def test_uvloops_call_at_goes_through_its_call_later_and_asyncios_the_other_way():
+    for loop, outer, inner in (
+        (uvloop.new_event_loop(), "call_at", "call_later"),
+        (asyncio.new_event_loop(), "call_later", "call_at"),
+    ):
+        calls, found = [], getattr(loop, inner)
+        setattr(loop, inner, lambda *a, calls=calls, found=found, **o: calls.append(1) or found(*a, **o))
+        getattr(loop, outer)(loop.time() + 100, print).cancel()
+        loop.close()
+        assert len(calls) == 1
+
+
+def test_opentelemetrys_spans_have_a_kind_and_an_end_that_can_be_replaced_and_put_back():
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("test").start_span("x", kind=SpanKind.SERVER)
+    assert span.kind is SpanKind.SERVER
+    assert list(inspect.signature(span.end).parameters) == ["end_time"]
+    calls, found = [], span.end
+    span.end = lambda end_time=None: calls.append(end_time)
+    with span:
+        pass
+    assert calls == [None]
+    assert span.is_recording()
+    assert vars(span).pop("end")
+    found(end_time=span.start_time + 5)
+    assert span.end_time == span.start_time + 5
+
+
+def test_opentelemetrys_span_processors_have_the_methods_that_ours_has():
+    theirs = {name for name, value in vars(SpanProcessor).items() if callable(value)}
+    assert theirs <= set(vars(SpanStarts))
+    for name in theirs:
+        ours = inspect.signature(getattr(SpanStarts, name)).parameters
+        assert list(inspect.signature(getattr(SpanProcessor, name)).parameters) == list(ours)
+
+
+def test_starlettes_apps_are_called_through_their_class_with_the_stack_still_to_be_built():
+    assert inspect.iscoroutinefunction(vars(Starlette)["__call__"])
+    assert inspect.iscoroutinefunction(vars(FastAPI)["__call__"])
+    assert FastAPI().middleware_stack is None
+    assert FastAPI().user_middleware == []

@@ -1,0 +1,60 @@
+"""An app is measured without a change to its code: python -m loopwatch run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests.serving import ROOT, free_port, wait_until
+
+
+def run(*arguments, **environ):
+    return subprocess.Popen(
+        [sys.executable, "-m", "loopwatch", "run", *arguments],
+        cwd=ROOT, env={**os.environ, **environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("app", "options"),
+    [
+        ("tests.apps.plain:app", []),
+        ("tests.apps.plain:make_app", ["--factory"]),
+        ("tests.apps.plain:any_asgi_app", []),
+        ("tests.apps.idle:app", []),  # its code has installed loopwatch already
+        ("tests.apps.plain:app", ["--workers", "2"]),
+    ],
+)
+def test_it_measures_and_ctrl_c_ends_it(app, options):
+    at = f"http://127.0.0.1:{(port := free_port())}"
+    with run(app, "--port", str(port), "--log-level", "warning", *options) as process:
+        wait_until(lambda: process.poll() is not None or httpx.get(at + "/ready"), "the app")
+        page = httpx.get(at + "/metrics")
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=20)
+    assert page.status_code == 200, said
+    assert "loopwatch_loop_lag_seconds_bucket" in page.text
+    assert page.text.count("# TYPE loopwatch_request_active gauge") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "says"),
+    [
+        (["tests.apps.nowhere:app"], {}, 'Could not import module "tests.apps.nowhere"'),
+        (["tests.apps.plain:app", "--no-such-option"], {}, "No such option"),
+        (["tests.apps.plain:app"], {"LOOPWATCH_MAX_ROUTES": "many"}, "must be a whole number, got 'many'"),
+        ([], {}, "APP"),
+        (["--port", "8000", "tests.apps.plain:app"], {}, "APP comes first, as module:attribute, got '8000'"),
+    ],
+)
+def test_what_is_wrong_is_said_and_the_exit_code_says_it_too(arguments, environ, says):
+    with run(*arguments, **environ) as process:
+        said, _ = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert says in said

@@ -1,0 +1,160 @@
+"""Several workers are one service: each scrape tells of all of them, whichever answers it, and of the worst."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serving import ROOT, client_of, free_port, read, wait_until
+
+APP = "tests.apps.many:app"
+REQUESTS, SCRAPES = 200, 12
+STALL_SECONDS, STALL_SHOWN_SECONDS = 0.4, 0.35
+BIND = ["--host", "127.0.0.1", "--port"]
+SERVERS = {
+    "uvicorn": ["-m", "uvicorn", APP, "--workers", "2", "--log-level", "warning", *BIND],
+    "gunicorn": ["-m", "gunicorn", APP, "-w", "2", "-k", "uvicorn_worker.UvicornWorker", "-b"],
+    "preloaded": ["-m", "gunicorn", APP, "--preload", "-w", "2", "-k", "uvicorn_worker.UvicornWorker", "-b"],
+    "granian": ["-m", "granian", "--interface", "asgi", "--workers", "2", "--respawn-failed-workers", APP, *BIND],
+    "hypercorn": ["-m", "hypercorn", APP, "-w", "2", "-b"],
+}
+
+ENDS_WITH_A_WORKER = {"hypercorn"}
+"""Its other workers are ended too when one is killed."""
+
+
+class Workers:
+    """A server with two workers, each request to it on a connection of its own."""
+
+    def __init__(self, port):
+        self.url = f"http://127.0.0.1:{port}"
+        self.get = client_of(self.url).get
+
+    def pid(self):
+        return self.get("/ready").json()["pid"]
+
+    def pids(self):
+        """Return the processes of both workers, once both have answered."""
+        found = set()
+
+        def both():
+            found.add(self.pid())
+            return len(found) == 2
+
+        wait_until(both, "both workers to answer")
+        return found
+
+    def scrape(self):
+        """Return every sample of one scrape as {(name, frozenset of labels): value}."""
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.get("/metrics").text)
+            for sample in family.samples
+        }
+
+
+def told(samples, name, **labels):
+    """Return the sum of the samples of a name that have these labels."""
+    return sum(
+        value
+        for (sample, has), value in samples.items()
+        if sample == f"loopwatch_{name}" and labels.items() <= dict(has).items()
+    )
+
+
+def requests_told(samples, route):
+    return told(samples, "request_duration_seconds_count", http_route=route)
+
+
+@contextlib.contextmanager
+def workers(server, folder):
+    port = free_port()
+    arguments = SERVERS[server]
+    last = f"127.0.0.1:{port}" if arguments[-1] == "-b" else str(port)
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            [sys.executable, *arguments, last],
+            cwd=ROOT,
+            env=environ,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        ) as process,
+    ):
+        served = Workers(port)
+        try:
+            wait_until(lambda: process.poll() is not None or served.get("/ready"), f"{server} to answer")
+            assert process.poll() is None, read(log)
+            yield served
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_each_scrape_is_of_both_workers(server, tmp_path):
+    with workers(server, tmp_path) as served:
+        both = served.pids()
+        answered = [served.get("/work").json()["pid"] for _ in range(REQUESTS)]
+        assert set(answered) == both
+        stalled = served.get(f"/block?seconds={STALL_SECONDS}").json()["pid"]
+        before = [served.scrape() for _ in range(SCRAPES)]
+        assert [requests_told(samples, "/work") for samples in before] == [REQUESTS] * SCRAPES
+        assert all(told(samples, "loop_lag_max_seconds") >= STALL_SHOWN_SECONDS for samples in before)
+        assert all(told(samples, "threadpool_limit", pool="anyio") == 2 * 40 for samples in before)
+
+        if server in ENDS_WITH_A_WORKER:
+            return
+        os.kill(stalled, signal.SIGKILL)
+        wait_until(lambda: told(served.scrape(), "loop_lag_max_seconds") < STALL_SHOWN_SECONDS, "its gauges to go")
+        after = [served.scrape() for _ in range(SCRAPES)]
+        assert [requests_told(samples, "/work") for samples in after] == [REQUESTS] * SCRAPES
+        for name in ("loop_iterations_total", "loop_lag_seconds_count", "loop_stall_duration_seconds_count"):
+            assert all(told(samples, name) >= told(before[-1], name) > 0 for samples in after)
+        served.pids()  # a server that is asked to end while a new worker starts may not (granian 2.8)
+
+
+def test_a_worker_that_is_stuck_is_told_of_by_the_other(tmp_path):
+    with workers("uvicorn", tmp_path) as served:
+        served.pids()
+        stuck = subprocess.Popen(
+            [sys.executable, "-c", f"import httpx; httpx.get('{served.url}/block?seconds=3', timeout=9)"]
+        )
+        started = time.monotonic()
+        time.sleep(1)
+        shown = []
+        while time.monotonic() < started + 2.5:
+            with contextlib.suppress(httpx.TimeoutException):  # the one that is stuck was asked
+                page = httpx.get(served.url + "/metrics", timeout=0.6).text
+                (line,) = [line for line in page.splitlines() if line.startswith("loopwatch_loop_lag_max_seconds ")]
+                shown.append(float(line.split()[1]))
+        stuck.wait()
+    assert shown == sorted(shown)
+    assert shown[-1] > 1
+
+
+@pytest.mark.parametrize("folder", ["", "/no/such/folder", __file__])
+def test_a_folder_that_cannot_be_used_is_an_error_at_start(folder):
+    arguments = [*SERVERS["uvicorn"], str(free_port())]
+    arguments[arguments.index("--workers") + 1] = "1"
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": folder}
+    ended = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ended.returncode != 0
+    assert f"PROMETHEUS_MULTIPROC_DIR must be a folder that can be written to, got {folder!r}." in ended.stderr

@@ -1,0 +1,243 @@
+"""OpenTelemetry is told what Prometheus is told: the same names, units, attributes and values."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import itertools
+import random
+import threading
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    InMemoryMetricReader,
+    MetricExporter,
+    MetricExportResult,
+    PeriodicExportingMetricReader,
+)
+
+import loopwatch
+from loopwatch import Config, HistogramReading, LoopWatch, catalogue
+from loopwatch.exporters.opentelemetry import OpenTelemetryExporter, _spread
+from loopwatch.exporters.prometheus import LoopWatchCollector
+from tests.serving import wait_until
+from tests.test_catalogue import FULL, HISTOGRAM
+
+
+@pytest.fixture
+def reader():
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    reader.provider = provider
+    yield reader
+    provider.shutdown()
+
+
+def told(reader):
+    """Return {(name, unit, frozenset of attributes): value, or (counts, sum)} of one collection."""
+    return {
+        (metric.name, metric.unit, frozenset(point.attributes.items())): (
+            (tuple(point.bucket_counts), point.sum) if hasattr(point, "bucket_counts") else point.value
+        )
+        for resource in reader.get_metrics_data().resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        for point in metric.data.data_points
+    }
+
+
+def scraped(snapshot):
+    """Return the same of Prometheus's page: {(name, frozenset of labels): value, or (counts, sum)}."""
+    found = {}
+    for family in LoopWatchCollector(lambda: snapshot).collect():
+        for sample in family.samples:
+            labels = {name: value for name, value in sample.labels.items() if name != "le"}
+            key = sample.name.removesuffix("_bucket").removesuffix("_sum"), frozenset(labels.items())
+            if sample.name.endswith("_bucket"):
+                found.setdefault(key, []).append(sample.value)
+            elif sample.name.endswith("_sum"):
+                counts = tuple(b - a for a, b in itertools.pairwise([0, *found[key]]))
+                found[key] = counts, sample.value
+            elif not sample.name.endswith("_count"):
+                found[key] = sample.value
+    return found
+
+
+def test_both_paths_tell_the_same_of_the_whole_catalogue(reader):
+    exporter = OpenTelemetryExporter(lambda: FULL, reader.provider)
+    exporter.start()
+    exporter.record()
+    otlp = told(reader)
+    exporter.stop()
+    by_name = {metric.name: metric for metric in catalogue.METRICS}
+    assert {name for name, _, _ in otlp} == set(by_name)
+    page, translated = scraped(FULL), {}
+    for (name, unit, attributes), value in otlp.items():
+        assert unit == by_name[name].unit
+        labels = frozenset((key.replace(".", "_"), text) for key, text in attributes)
+        translated[by_name[name].prometheus_name, labels] = value
+    assert translated.keys() == page.keys()
+    for key, value in page.items():
+        if isinstance(value, tuple):
+            assert translated[key][0] == value[0], key
+            assert translated[key][1] == pytest.approx(value[1], rel=0.02), key
+        else:
+            assert translated[key] == value, key
+
+
+BOUNDS = catalogue.LATENCY_BUCKETS
+
+
+@given(st.lists(st.floats(0.0, 60.0), max_size=200))
+def test_what_is_recorded_falls_into_the_same_buckets_and_has_the_same_sum(values):
+    counts = [0] * (len(BOUNDS) + 1)
+    for value in values:
+        counts[sum(bound < value for bound in BOUNDS)] += 1
+    again, total = [0] * (len(BOUNDS) + 1), 0.0
+    for value, times in _spread(HistogramReading(BOUNDS, tuple(counts), sum(values))):
+        again[sum(bound < value for bound in BOUNDS)] += times
+        total += value * times
+    assert again == counts
+    assert total == pytest.approx(sum(values), rel=1e-4, abs=1e-4 * (len(values) + 1))
+
+
+def test_only_what_has_grown_is_recorded(reader):
+    now = [FULL]
+    exporter = OpenTelemetryExporter(lambda: now[0], reader.provider)
+    exporter.start()
+    for _ in range(3):
+        exporter.record()
+    more = HISTOGRAM + HistogramReading(HISTOGRAM.bounds, (5, *[0] * 13), 0.001)
+    now[0] = dataclasses.replace(FULL, loop=dataclasses.replace(FULL.loop, lag=more))
+    exporter.record()
+    (lag,) = [value for (name, _, _), value in told(reader).items() if name == "loopwatch.loop.lag"]
+    exporter.stop()
+    assert lag[0] == more.counts
+
+
+def test_a_watch_tells_the_global_provider_even_if_that_is_set_later(run, monkeypatch, reader):
+    from opentelemetry.metrics import _internal
+
+    monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
+    monkeypatch.setattr(_internal, "_PROXY_METER_PROVIDER", _internal._ProxyMeterProvider())
+
+    async def main():
+        async with LoopWatch(Config(opentelemetry=True)) as watch:
+            await asyncio.sleep(0.05)
+            _internal._PROXY_METER_PROVIDER.on_set_meter_provider(reader.provider)
+            await asyncio.sleep(1.3)
+            now = await asyncio.to_thread(told, reader)
+            return now, watch.snapshot()
+
+    now, snapshot = run(main)
+    by_name = {name: value for (name, _, _), value in now.items()}
+    assert by_name["loopwatch.loop.iterations"] > 0
+    assert sum(by_name["loopwatch.loop.lag"][0]) >= 1000
+    assert snapshot.self_time["opentelemetry"] > 0
+
+
+def test_an_exporter_that_fails_is_reported_once_and_the_app_goes_on(run, monkeypatch, caplog):
+    def fails(*_):
+        raise OSError("theirs")
+
+    monkeypatch.setattr("loopwatch.exporters.opentelemetry.samples_of", fails)
+
+    async def main():
+        async with LoopWatch(Config(opentelemetry=True)) as watch:
+            await asyncio.sleep(0.05)
+        return watch
+
+    def reports():
+        return [record for record in caplog.records if "opentelemetry failed" in record.message]
+
+    watch = run(main)
+    wait_until(reports, "the report")
+    assert len(reports()) == 1
+    assert "opentelemetry" in watch.snapshot().dropped
+
+
+def test_memory_stays_bounded_while_nobody_collects_for_an_hour(reader):
+    """Only differences are kept: an hour without a collection holds no more than a second."""
+    seed = random.Random(1)
+    reading = [HistogramReading(BOUNDS, (0,) * 14, 0.0)]
+    exporter = OpenTelemetryExporter(
+        lambda: dataclasses.replace(FULL, loop=dataclasses.replace(FULL.loop, lag=reading[0])), reader.provider
+    )
+    exporter.start()
+
+    def pass_time(seconds):
+        for _ in range(seconds):
+            grown = HistogramReading(BOUNDS, (seed.randrange(3), *[0] * 13), 0.001)
+            reading[0] = reading[0] + grown
+            exporter.record()
+
+    pass_time(60)
+    exporter.stop()
+    assert its_thread_ends()  # tracemalloc must not be stopped while another thread allocates
+    tracemalloc.start()
+    try:
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        pass_time(3600)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 20_000  # bytes: six a second
+
+
+@pytest.mark.parametrize("outage", ["raises", "hangs"])
+def test_an_export_that_raises_or_hangs_costs_a_loop_nothing(run, outage, caplog):
+    asked, over = threading.Event(), threading.Event()
+
+    class Exporter(MetricExporter):
+        def export(self, *_, **__):
+            asked.set()
+            if outage == "raises":
+                raise OSError("theirs")
+            over.wait(10)
+            return MetricExportResult.FAILURE
+
+        def force_flush(self, *_, **__):
+            return True
+
+        def shutdown(self, *_, **__):
+            over.set()
+
+    provider = MeterProvider([PeriodicExportingMetricReader(Exporter(), 100)])
+
+    async def main():
+        async with LoopWatch() as watch:
+            exporter = OpenTelemetryExporter(watch.snapshot, provider, lambda error: pytest.fail(str(error)))
+            exporter.start()
+            for _ in range(150):
+                await asyncio.sleep(0.01)
+            exporter.stop()
+            return watch
+
+    try:
+        watch = run(main)
+    finally:
+        over.set()
+        provider.shutdown()
+    assert asked.is_set()
+    assert watch.snapshot().dropped == {}
+    assert [stall for stall in watch.stalls if stall.cause != "starved"] == []
+    assert its_thread_ends()
+
+
+def its_thread_ends():
+    return wait_until(
+        lambda: not any(thread.name == "loopwatch-opentelemetry" for thread in threading.enumerate()), "its thread"
+    )
+
+
+def test_without_opentelemetry_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "loopwatch.exporters.opentelemetry", None)
+    with pytest.raises(ImportError, match=r"pip install 'loopwatch\[otel\]'"):
+        loopwatch.LoopWatch(Config(opentelemetry=True))

@@ -1,0 +1,85 @@
+"""Several loops in one process are one page, and a counter on it never falls."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+
+import anyio.to_thread
+import pytest
+from prometheus_client import REGISTRY
+
+from loopwatch import LoopWatch
+from loopwatch.testing import block_loop
+
+
+def value(name, **labels):
+    return REGISTRY.get_sample_value(f"loopwatch_{name}", labels)
+
+
+async def work(pieces):
+    for _ in range(pieces):
+        await anyio.to_thread.run_sync(int)
+
+
+@pytest.mark.blocks
+def test_loops_in_several_threads_add_up_and_of_lag_the_worst_is_told(run):
+    everyone_is_there, may_end = threading.Barrier(3), threading.Event()
+    failures = []
+
+    def thread(pieces, seconds):
+        async def main():
+            async with LoopWatch():
+                await work(pieces)
+                block_loop(seconds)
+                await asyncio.sleep(0.05)
+                everyone_is_there.wait(10)
+                may_end.wait(10)
+
+        try:
+            run(main)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=thread, args=args) for args in ((3, 0.3), (4, 0.02))]
+    for one in threads:
+        one.start()
+    everyone_is_there.wait(10)
+    try:
+        assert value("threadpool_run_duration_seconds_count", pool="anyio") == 7
+        assert value("threadpool_limit", pool="anyio") == 80  # forty for each loop
+        assert 0.29 < value("loop_lag_max_seconds") < 0.6
+        assert value("loop_stall_duration_seconds_count", cause="blocking") == 1
+    finally:
+        may_end.set()
+        for one in threads:
+            one.join()
+    assert not failures
+
+
+def pieces_told():
+    return value("threadpool_run_duration_seconds_count", pool="anyio")
+
+
+@pytest.mark.blocks  # the registry's other collectors read files
+def test_what_a_watch_counted_that_has_ended_stays_while_another_goes_on():
+    async def main():
+        async with LoopWatch():
+            await work(1)
+            again = LoopWatch()
+            told = []
+            for _ in range(2):
+                async with again:
+                    await work(2)
+                    told.append(pieces_told())
+                told.append(pieces_told())
+            async with LoopWatch() as short:
+                await work(4)
+            del short
+            gc.collect()  # nobody can start it again
+            return [*told, pieces_told()]
+
+    # Of two watches on one loop, the later one counts the work.
+    assert asyncio.run(main()) == [1 + 2, 3, 3 + 2, 5, 5 + 4]
+    assert pieces_told() is None

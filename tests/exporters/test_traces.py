@@ -1,0 +1,683 @@
+"""The span of a request, whoever made it, says which states its time was in and which stalls it was part of."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+import time
+
+import httpx
+import pytest
+from fastapi import FastAPI, WebSocket
+from opentelemetry import trace
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as ContribMiddleware
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.sdk.trace import TracerProvider, sampling
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as StarlettesMiddleware
+
+import loopwatch
+from loopwatch import Config, LoopWatchMiddleware, Stall
+from loopwatch.exporters.traces import TraceExporter
+from loopwatch.exporters.traces import exporter as exporting
+from loopwatch.exporters.traces.spans import EVENT, RequestSpan
+from loopwatch.exporters.traces.starts import SpanStarts
+from loopwatch.testing import block_loop
+from tests.requests import STATES, door_on, scope
+from tests.serving import wait_until
+
+ON = Config(opentelemetry=True)
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}
+
+
+class Spans:
+    """What a provider of the SDK has exported."""
+
+    def __init__(self, *processors, sampler=sampling.ALWAYS_ON):
+        self.exporter = InMemorySpanExporter()
+        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        for processor in processors:
+            self.provider.add_span_processor(processor)
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+
+    def servers(self):
+        return [span for span in self.exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
+
+    async def some(self, count, seconds=3.0):
+        """Return the spans of requests once there are ``count``."""
+        until = time.monotonic() + seconds
+        while len(self.servers()) < count and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        assert len(self.servers()) == count
+        return self.servers()
+
+
+@contextlib.contextmanager
+def globally(provider):
+    """Have a tracer provider be the global one, for a while."""
+    found, once = trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE
+    trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE = None, type(once)()
+    if provider is not None:
+        trace.set_tracer_provider(provider)
+    try:
+        yield
+    finally:
+        trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE = found, once
+
+
+@pytest.fixture
+def spans():
+    spans = Spans()
+    with globally(spans.provider):
+        yield spans
+
+
+def make_app(telemetry=None):
+    app = FastAPI(telemetry=telemetry)
+
+    @app.get("/wait")
+    async def wait(seconds: float = 0.05):
+        started = time.perf_counter()
+        await asyncio.sleep(seconds)
+        return time.perf_counter() - started
+
+    @app.get("/block")
+    async def block(seconds: float = 0.2):
+        return block_loop(seconds)
+
+    @app.get("/thread")
+    def thread():
+        return block_loop(0.05)
+
+    @app.get("/raise")
+    async def fails():
+        await asyncio.sleep(0.03)
+        raise OSError("theirs")
+
+    @app.websocket("/chat")
+    async def chat(socket: WebSocket):
+        await socket.accept()
+        for _ in range(2):
+            await socket.receive_text()
+            await asyncio.sleep(0.05)
+        await socket.close()
+
+    return app
+
+
+def own(config=ON):
+    app = make_app()
+    return app, loopwatch.install(app, config)
+
+
+def own_inside(config=ON):
+    app = LoopWatchMiddleware(make_app(), config)
+    return app, app.watch
+
+
+def contrib_inside(config=ON):
+    app = make_app(NO_TELEMETRY)
+    app.add_middleware(ContribMiddleware)
+    return app, loopwatch.install(app, config)
+
+
+def contrib_outside(config=ON):
+    app = make_app(NO_TELEMETRY)
+    watch = loopwatch.install(app, config)
+    return ContribMiddleware(app), watch
+
+
+def contrib_fastapi(config=ON):
+    app = make_app()
+    FastAPIInstrumentor.instrument_app(app)
+    return app, loopwatch.install(app, config)
+
+
+def starlettes(config=ON):
+    app = make_app(NO_TELEMETRY)
+    app.add_middleware(StarlettesMiddleware)
+    return app, loopwatch.install(app, config)
+
+
+MAKERS = [own, own_inside, contrib_inside, contrib_outside, contrib_fastapi, starlettes]
+
+
+@pytest.fixture(params=MAKERS, ids=lambda make: make.__name__)
+def make(request):
+    return request.param
+
+
+@contextlib.asynccontextmanager
+async def client_of(app):
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+def states(span):
+    """Return the seconds in each state that a span tells, which are all seven or none."""
+    found = {name.removeprefix("loopwatch.time."): v for name, v in span.attributes.items() if "loopwatch" in name}
+    assert set(found) in (set(STATES), set())
+    return found
+
+
+def stalls(span):
+    return [event for event in span.events if event.name == EVENT]
+
+
+def seconds(span):
+    return (span.end_time - span.start_time) / 1e9
+
+
+def near(truth):
+    return pytest.approx(truth, rel=0.05, abs=0.005)
+
+
+# --- states
+
+
+@pytest.mark.blocks
+def test_the_span_tells_the_states_whoever_made_it(run, make, spans):
+    async def main():
+        app, watch = make()
+        async with client_of(app) as client:
+            await client.get("/wait")  # the first request builds the middleware
+            await spans.some(1)
+            spans.exporter.clear()
+            before, waited = watch.snapshot(), (await client.get("/wait")).json()
+            (span,) = await spans.some(1)
+            return waited, span, watch.snapshot() - before, watch
+
+    waited, span, interval, watch = run(main)
+    told = states(span)
+    assert told["await"] + told["loop_wait"] == near(waited)
+    reading = interval.route("/wait")
+    sums_up(told, reading, span)
+    for state in STATES:
+        assert told[state] == near(reading.seconds(state)), state
+    assert stalls(span) == []
+    assert watch.snapshot().dropped == {}
+
+
+def sums_up(told, reading, span):
+    """The states are those of the request. The span encloses it: what happens in between is in none."""
+    assert sum(told.values()) == pytest.approx(reading.durations["2xx"].sum, rel=0.01)
+    assert sum(told.values()) <= seconds(span) + 0.001
+
+
+@pytest.mark.blocks
+@pytest.mark.parametrize(("path", "state"), [("/block?seconds=0.06", "loop_blocked"), ("/thread", "thread_wait")])
+def test_each_state_is_the_truth(run, make, spans, path, state):
+    async def main():
+        app, watch = make(Config(opentelemetry=True, stall_seconds=1.0))  # so that no span waits for a stall
+        async with client_of(app) as client:
+            await client.get("/wait")
+            spans.exporter.clear()
+            truth = (await client.get(path)).json()
+            (span,) = await spans.some(1)
+            return truth, span, watch.snapshot().route(path.partition("?")[0])
+
+    truth, span, reading = run(main)
+    assert states(span)[state] == near(truth)
+    sums_up(states(span), reading, span)
+
+
+def test_a_handler_that_raises_has_its_states_told_too(run, make, spans):
+    async def main():
+        app, watch = make()
+        async with client_of(app) as client:
+            assert (await client.get("/raise")).status_code == 500
+            (span,) = await spans.some(1)
+            return span, watch
+
+    span, watch = run(main)
+    assert states(span)["await"] == near(watch.snapshot().route("/raise").seconds("await"))
+    assert states(span)["await"] > 0.029
+    assert watch.snapshot().dropped == {}
+
+
+def test_the_states_of_a_websocket_session_are_the_sum_of_its_messages(run, spans):
+    """The time in which it waits for messages is in none."""
+
+    async def main():
+        app, watch = own()
+        incoming: asyncio.Queue = asyncio.Queue()
+        incoming.put_nowait({"type": "websocket.connect"})
+        sent = []
+
+        async def send(message):
+            sent.append(message["type"])
+
+        session = asyncio.create_task(
+            app({"type": "websocket", "path": "/chat", "headers": [], "query_string": b""}, incoming.get, send)
+        )
+        for _ in range(2):
+            await asyncio.sleep(0.1)
+            incoming.put_nowait({"type": "websocket.receive", "text": "hello"})
+        await session
+        assert sent == ["websocket.accept", "websocket.close"]
+        return await spans.some(1), watch.snapshot().route("/chat", "WEBSOCKET")
+
+    (span,), reading = run(main)
+    assert states(span)["await"] == near(reading.seconds("await"))
+    assert 0.099 < states(span)["await"] < seconds(span) - 0.14
+
+
+# --- stalls
+
+
+@pytest.mark.blocks
+def test_a_stall_is_told_to_the_request_that_caused_it_and_to_one_that_suffered(run, make, spans):
+    async def main():
+        app, _ = make()
+        async with client_of(app) as client:
+            await client.get("/wait")
+            await asyncio.sleep(0.15)
+            spans.exporter.clear()
+            _, blocked = await asyncio.gather(client.get("/wait"), client.get("/block"))
+            return blocked.json(), await spans.some(2)
+
+    blocked, found = run(main)
+    (culprit,) = [span for span in found if states(span)["loop_blocked"] > 0.1]
+    (victim,) = [span for span in found if span is not culprit]
+    (caused,), (suffered,) = stalls(culprit), stalls(victim)
+    told = caused.attributes
+    assert (told["loopwatch.stall.role"], told["loopwatch.stall.cause"]) == ("caused", "blocking")
+    assert told["loopwatch.stall.holder"] == "GET /block"
+    assert told["loopwatch.stall.duration"] == pytest.approx(blocked, abs=0.05)
+    assert told["code.function.name"] == "tests.exporters.test_traces.make_app.<locals>.block"
+    assert told["code.file.path"] == "tests/exporters/test_traces.py"
+    assert told["code.line.number"] == block_line()
+    assert "make_app.<locals>.block (tests/exporters/test_traces.py" in told["code.stacktrace"]
+    assert suffered.attributes["loopwatch.stall.role"] == "suffered"
+    assert suffered.attributes["code.function.name"] == told["code.function.name"]
+    assert "code.stacktrace" not in suffered.attributes  # it is on the span of who caused it
+    assert suffered.attributes["loopwatch.stall.waited"] == near(states(victim)["loop_wait"])
+    assert abs(caused.timestamp - culprit.start_time) < 50e6
+    assert culprit.end_time - culprit.start_time < 0.35e9  # not when the stall was told
+
+
+def block_line():
+    lines, first = inspect.getsourcelines(make_app)
+    return first + next(number for number, line in enumerate(lines) if "return block_loop(seconds)" in line)
+
+
+@pytest.mark.blocks
+def test_a_stall_that_no_request_caused_is_told_to_victims_with_its_stack(run, spans):
+    async def main():
+        app, _ = own()
+        async with client_of(app) as client:
+            await client.get("/wait")
+            await asyncio.sleep(0.15)
+            spans.exporter.clear()
+            asyncio.get_running_loop().call_later(0.02, lambda: block_loop(0.2))
+            await client.get("/wait")
+            return await spans.some(1)
+
+    (span,) = run(main)
+    (suffered,) = stalls(span)
+    assert suffered.attributes["loopwatch.stall.role"] == "suffered"
+    assert "loopwatch.stall.holder" not in suffered.attributes
+    assert "<lambda> (tests/exporters/test_traces.py" in suffered.attributes["code.stacktrace"]
+
+
+@pytest.mark.blocks
+def test_a_request_that_sleeps_while_another_blocks_has_not_suffered(run, spans):
+    async def main():
+        app, _ = own()
+        async with client_of(app) as client:
+            await client.get("/wait")
+            await asyncio.sleep(0.15)
+            spans.exporter.clear()
+            await asyncio.gather(client.get("/wait?seconds=0.5"), client.get("/block"))
+            return await spans.some(2)
+
+    found = run(main)
+    (slept,) = [span for span in found if states(span)["await"] > 0.4]
+    assert stalls(slept) == []
+
+
+class Stage:
+    """A stage on which whoever is put holds the loop."""
+
+    def __init__(self):
+        self.running = None
+
+    def who(self):
+        return self.running
+
+
+class Door:
+    def observe(self, observer):
+        self.observer = observer
+
+
+class Request:
+    """A request with an account of 10 ms on the CPU."""
+
+    def __init__(self):
+        self.open = True
+
+    def read(self):
+        return (10_000_000, 0, 0, 0, 0, 0, 0)
+
+    read_now = read
+
+    def is_open(self):
+        return self.open
+
+    def is_session(self):
+        return False
+
+    def is_over(self):
+        return not self.open
+
+
+@pytest.fixture
+def exporter(spans):
+    failures = []
+    exporter = TraceExporter(0.1, spans.provider, failures.append)
+    exporter.failures = failures
+    exporter.start(Door(), Stage())
+    yield exporter
+    exporter.stop()
+
+
+def served(exporter, spans, held=0.0, name="GET /"):
+    """Serve a request that holds the loop for a while until now; return its span."""
+    request = Request()
+    exporter.begin(request)
+    exporter._stage.running = request
+    span = spans.provider.get_tracer("test").start_span(name, kind=SpanKind.SERVER)
+    now = time.perf_counter_ns()
+    exporter.held(request, now - round(held * 1e9), now)
+    exporter.end(request)
+    request.open = False
+    exporter._stage.running = None
+    return span
+
+
+def stall_of(seconds, route="/x"):
+    return Stall(
+        time.time() - seconds, seconds, route, "GET", None, "cpu", "app:f", "app.py", 3, "f", ("app:f",), "hurry"
+    )
+
+
+def test_a_span_ends_at_once_where_no_stall_can_be_told(exporter, spans):
+    served(exporter, spans, held=0.02).end()
+    assert len(spans.servers()) == 1
+    assert states(spans.servers()[0])["loop_cpu"] == 0.01
+    assert exporter.kept() == 0
+
+
+def test_a_span_that_waits_for_a_stall_ends_as_of_the_instant_it_was_ended(exporter, spans):
+    span = served(exporter, spans, held=0.2)
+    span.end(end_time=(asked := time.time_ns()))
+    span.end()  # as instrumentations do that ask whether it still records
+    assert spans.servers() == []
+    exporter.hear(stall_of(0.2))
+    wait_until(spans.servers, "the span")
+    span.end()
+    (told,) = spans.servers()
+    assert told.end_time == asked
+    assert [event.attributes["loopwatch.stall.role"] for event in stalls(told)] == ["caused"]
+    assert exporter.kept() == 0
+
+
+def test_several_requests_can_cause_one_stall(exporter, spans):
+    request = Request()
+    exporter.begin(request)
+    exporter._stage.running = request
+    first = spans.provider.get_tracer("test").start_span("first", kind=SpanKind.SERVER)
+    now = time.perf_counter_ns()
+    exporter.held(request, now - 240_000_000, now - 120_000_000)
+    second = served(exporter, spans, held=0.11, name="second")
+    short = served(exporter, spans, held=0.03, name="short")
+    exporter.hear(stall_of(0.3))
+    for span in (first, second, short):
+        span.end()
+    assert {span.name: len(stalls(span)) for span in spans.servers()} == {"first": 1, "second": 1, "short": 0}
+
+
+def test_a_span_waits_a_second_for_a_stall_that_is_never_told(exporter, spans):
+    span = served(exporter, spans, held=0.05)
+    span.end()
+    asked = time.time_ns()
+    wait_until(spans.servers, "the span", seconds=5)
+    (told,) = spans.servers()
+    assert stalls(told) == []
+    assert told.end_time <= asked
+
+
+def test_a_stall_that_was_told_before_the_end_of_the_span_puts_nothing_off(exporter, spans):
+    span = served(exporter, spans, held=0.2)
+    exporter.hear(stall_of(0.2))
+    span.end()
+    assert len(stalls(spans.servers()[0])) == 1
+
+
+def test_a_stop_ends_what_was_put_off(exporter, spans):
+    served(exporter, spans, held=0.2).end()
+    exporter.stop()
+    wait_until(spans.servers, "the span", seconds=0.5)
+    served(exporter, spans, held=0.2).end()
+    assert len(spans.servers()) == 2
+
+
+def test_no_more_than_so_many_ends_are_put_off(exporter, spans, monkeypatch):
+    monkeypatch.setattr(exporting, "MOST_KEPT", 5)
+    for _ in range(8):
+        served(exporter, spans, held=0.2).end()
+    assert len(spans.servers()) == 3
+    assert exporter.kept() == 5
+
+
+def test_a_span_that_is_not_a_servers_or_is_started_on_another_thread_is_let_alone(exporter, spans):
+    exporter._stage.running = Request()
+    tracer = spans.provider.get_tracer("test")
+    inner = tracer.start_span("inner")
+    elsewhere = threading.Thread(target=tracer.start_span, args=("other",), kwargs={"kind": SpanKind.SERVER})
+    elsewhere.start()
+    elsewhere.join()
+    assert "end" not in vars(inner)
+    assert exporter.kept() == 0
+
+
+def test_a_span_whose_end_cannot_be_replaced_has_its_states_told_when_the_request_ends(spans, exporter):
+    class Fixed(trace.NonRecordingSpan):
+        __slots__ = ()
+
+        def __setattr__(self, name, value):
+            if name == "end":
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+        kind = SpanKind.SERVER
+
+        def is_recording(self):
+            return True
+
+        def set_attributes(self, attributes):
+            told.update(attributes)
+
+    told = {}
+    request = Request()
+    with trace.use_span(Fixed(trace.INVALID_SPAN_CONTEXT)):
+        exporter.begin(request)
+        exporter.end(request)
+    assert told["loopwatch.time.loop_cpu"] == 0.01
+    assert exporter.failures == []
+
+
+def test_what_fails_on_a_span_is_reported_and_it_ends_all_the_same(exporter, spans, monkeypatch):
+    monkeypatch.setattr(RequestSpan, "tell_states", lambda span: 1 / 0)
+    served(exporter, spans, held=0.2).end()
+    assert [type(error) for error in exporter.failures] == [ZeroDivisionError]
+    assert len(spans.servers()) == 1
+    assert exporter.kept() == 0
+
+
+# --- harmless
+
+
+def test_where_nothing_is_recorded_nothing_is_done_or_kept(run, make):
+    spans = Spans(sampler=sampling.ALWAYS_OFF)
+
+    async def main():
+        app, watch = make()
+        async with client_of(app) as client:
+            for _ in range(3):
+                assert (await client.get("/wait?seconds=0.001")).status_code == 200
+            return watch._traces.kept(), watch.snapshot().dropped
+
+    with globally(spans.provider):
+        assert run(main) == (0, {})
+    assert spans.servers() == []
+
+
+@pytest.mark.blocks
+def test_a_processor_that_fails_or_hangs_when_a_span_was_put_off_harms_no_request(run):
+    hang = threading.Event()
+
+    class Bad(SimpleSpanProcessor):
+        def on_end(self, span):
+            if span.kind is SpanKind.SERVER and stalls(span):
+                hang.wait(1.0)
+                raise OSError("theirs")
+
+    spans = Spans(Bad(InMemorySpanExporter()))
+
+    async def main():
+        app, watch = own()
+        async with client_of(app) as client:
+            await client.get("/wait")
+            await asyncio.sleep(0.15)
+            assert (await client.get("/block")).status_code == 200
+            await asyncio.sleep(0.2)  # it hangs now
+            started = time.perf_counter()
+            for _ in range(3):
+                assert (await client.get("/wait?seconds=0.001")).status_code == 200
+            took = time.perf_counter() - started
+            hang.set()
+            await asyncio.sleep(0.1)
+            return took, watch.snapshot().dropped
+
+    with globally(spans.provider):
+        took, dropped = run(main)
+    assert took < 0.5
+    assert dropped == {"traces": 1}
+
+
+@pytest.mark.parametrize("make_late", [own_inside, contrib_inside], ids=["own", "contrib"])
+def test_a_provider_that_is_set_after_the_start_is_found(run, make_late):
+    spans = Spans()
+
+    async def main():
+        app, watch = make_late()
+        async with client_of(app) as client:
+            await client.get("/wait?seconds=0.001")
+            before = watch.snapshot()
+            trace.set_tracer_provider(spans.provider)
+            await client.get("/wait")
+            return await spans.some(1), (watch.snapshot() - before).route("/wait")
+
+    with globally(None):
+        (span,), reading = run(main)
+    assert states(span)["await"] == near(reading.seconds("await"))
+
+
+def test_nothing_is_kept_after_a_thousand_requests(run, spans):
+    async def main():
+        app, watch = own_inside()
+        async with client_of(app) as client:
+            for _ in range(1000):
+                await client.get("/wait?seconds=0")
+            await spans.some(1000)  # one may have been put off
+            return watch._traces.kept()
+
+    assert run(main) == 0
+    assert all("end" not in vars(span) for span in spans.servers())
+
+
+def test_a_provider_is_asked_once_however_many_watches_there_are(run, spans):
+    found = len(spans.provider._active_span_processor._span_processors)
+
+    async def main():
+        for _ in range(3):
+            async with loopwatch.LoopWatch(ON) as watch:
+                watch.door, watch._traces._stopping = None, None
+            app, watch = own()
+            async with client_of(app) as client:
+                await client.get("/wait?seconds=0")
+            watch.stop()
+
+    run(main)
+    assert len(spans.provider._active_span_processor._span_processors) == found + 1
+    assert SpanStarts.of(spans.provider)._exporters == ()
+
+
+def test_a_door_without_an_observer_tells_nobody_and_one_with_it_tells_all(run):
+    class Observer:
+        def __init__(self):
+            self.told = []
+
+        def begin(self, request):
+            self.told.append("begin")
+
+        def end(self, request):
+            self.told.append(("end", request.is_open(), sum(request.read()) > 0))
+
+        def held(self, request, start, end):
+            self.told.append(("held", (end - start) / 1e9))
+
+    async def main():
+        async with loopwatch.LoopWatch() as watch:
+            door, _ = door_on(watch.stage)
+            door.observe(observer := Observer())
+
+            async def work():
+                until = time.thread_time() + 0.05
+                while time.thread_time() < until:
+                    pass
+
+            request = door.begin(scope(), None)
+            await request.drive(work())
+            door.observe(None)
+            await door.begin(scope(), None).drive(asyncio.sleep(0))
+            return observer.told
+
+    begun, held, ended = run(main)
+    assert begun == "begin"
+    assert held[0] == "held"
+    assert held[1] >= 0.05
+    assert ended == ("end", True, True)
+
+
+def test_where_nobody_makes_spans_requests_are_left_alone_until_somebody_does(monkeypatch):
+    class Door:
+        observer = None
+
+        def observe(self, observer):
+            self.observer = observer
+
+    provider = TracerProvider()
+    exporter = exporting.TraceExporter(0.1)
+    monkeypatch.setattr(exporting, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(exporting.trace, "get_tracer_provider", lambda: None)
+    exporter.start(door := Door(), None)
+    try:
+        for _ in range(exporting._ENOUGH_WITHOUT):
+            assert door.observer is exporter
+            exporter.begin(Request())
+        assert door.observer is None
+        wait_until(lambda: door.observer is exporter, "another look")
+        with provider.get_tracer("test").start_as_current_span("request", kind=SpanKind.SERVER):
+            exporter.begin(Request())
+        assert exporter.kept() == 1
+    finally:
+        exporter.stop()
+    assert door.observer is None

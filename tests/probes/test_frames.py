@@ -1,0 +1,129 @@
+"""A thread that stands still in a known line is found there, and so is what it calls."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import queue
+import sqlite3
+import threading
+import time
+from time import sleep as alias
+
+import pytest
+
+from loopwatch.probes.frames import Sampler, is_app
+
+SECONDS = 0.3
+lock = threading.Lock()
+
+
+def direct():
+    time.sleep(SECONDS)
+
+
+def renamed():
+    alias(SECONDS)
+
+
+def over_several_lines():
+    time.sleep(
+        SECONDS,
+    )
+
+
+class Holder:
+    def __init__(self):
+        self.waiting = queue.Queue()
+
+    @property
+    def dangerous(self):
+        raise AssertionError("no code of the app's may be run")
+
+    def through_an_attribute(self):
+        with contextlib.suppress(queue.Empty):
+            self.waiting.get(timeout=SECONDS)
+
+
+def through_a_variable():
+    event = threading.Event()
+    event.wait(SECONDS)
+
+
+def with_a_lock():
+    with lock:
+        pass
+
+
+def in_a_comprehension():
+    return [time.sleep(SECONDS) for _ in range(1)]
+
+
+def at(work):
+    """Return what is seen of a thread that is in the middle of ``work``."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(SECONDS / 2)
+    sample = Sampler().sample(thread.ident)
+    if lock.locked():
+        lock.release()
+    thread.join()
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("work", "call"),
+    [
+        (direct, "time.sleep"),
+        (renamed, "time.sleep"),
+        (over_several_lines, "time.sleep"),
+        (Holder().through_an_attribute, "queue.Queue.get"),
+        (through_a_variable, "threading.Event.wait"),
+        (with_a_lock, "_thread.lock"),
+        (in_a_comprehension, "time.sleep"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_line_and_its_call_are_named(work, call):
+    if work is with_a_lock:
+        lock.acquire()
+    sample = at(work)
+    assert sample.culprit.function.startswith(f"{__name__}:{work.__qualname__}")
+    assert sample.culprit.filename == "tests/probes/test_frames.py"
+    first = work.__code__.co_firstlineno
+    assert first < sample.culprit.lineno <= first + 6
+    assert sample.call == call
+
+
+def test_what_a_library_does_is_blamed_on_the_line_that_called_it():
+    sample = at(through_a_variable)
+    assert "threading.Event.wait" in sample.inner
+    assert any(line.filename.endswith("threading.py") for line in sample.stack)
+
+
+def test_a_thread_that_has_ended_shows_nothing():
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+    assert Sampler().sample(thread.ident) is None
+
+
+def test_code_of_the_user_and_of_libraries_are_told_apart():
+    assert is_app(direct.__code__)
+    assert not is_app(json.dumps.__code__)
+    assert not is_app(pathlib.Path.exists.__code__)
+    assert not is_app(pytest.importorskip.__code__)
+    assert not is_app(Sampler.sample.__code__)
+    assert not is_app(compile("1", "<string>", "eval"))
+
+
+def test_a_statement_of_a_local_connection_is_known_by_its_type():
+    def query():
+        with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as connection:
+            connection.create_function("wait", 0, lambda: time.sleep(SECONDS))
+            connection.execute("select wait()").fetchone()
+
+    sample = at(query)
+    assert sample.culprit.function.endswith("<lambda>")  # it is the app's own code that sleeps
+    assert any(line.function.endswith("query") for line in sample.stack)

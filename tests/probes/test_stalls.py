@@ -1,0 +1,304 @@
+"""A loop that is held is named: by whom, where, why and for how long. What is no stall is not."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import loopwatch
+from loopwatch import Config, LoopWatch, hot
+from loopwatch.testing import block_loop, burn_cpu
+from tests.quiet import quietest, waking_thread
+from tests.serving import ROOT, wait_until
+
+LOOK_SECONDS = 0.02
+
+
+def stalls_of(run, work, **settings):
+    """Return the stalls while ``work`` runs on a loop that is idle before and after."""
+
+    async def main():
+        async with LoopWatch(Config(**settings)) as watch:
+            await asyncio.sleep(0.15)
+            result = work()
+            if asyncio.iscoroutine(result):
+                await result
+            await asyncio.sleep(0.15)
+        return watch
+
+    return run(main).stalls
+
+
+@pytest.mark.blocks
+def test_a_stall_is_told_with_all_that_is_known_of_it(run):
+    before = time.time()
+    (stall,) = stalls_of(run, lambda: block_loop(0.3))
+    assert before < stall.started_at < time.time()
+    assert (stall.cause, stall.route, stall.method) == ("blocking", None, None)
+    assert stall.task.startswith("Task-")
+    assert (
+        stall.function
+        == "tests.probes.test_stalls:test_a_stall_is_told_with_all_that_is_known_of_it.<locals>.<lambda>"
+    )
+    assert stall.filename == "tests/probes/test_stalls.py"
+    assert any("stalls_of" in line for line in stall.stack)
+    assert stall.call == "loopwatch.testing.block_loop"
+    assert "in tests.probes.test_stalls" in str(stall)
+
+
+@pytest.mark.blocks
+def test_the_duration_is_exact_on_asyncio_and_within_a_look_on_uvloop(run, loop_kind):
+    def error():
+        took = []
+        (stall,) = stalls_of(run, lambda: took.append(block_loop(0.25)))
+        return stall.duration - took[0]
+
+    bound = 0.05 * 0.25 if loop_kind == "asyncio" else LOOK_SECONDS
+    assert statistics.median(quietest(error)) == pytest.approx(0.0, abs=bound)
+
+
+@pytest.mark.blocks
+def test_a_stall_that_lasts_until_the_stop_is_told(run):
+    async def main():
+        async with LoopWatch() as watch:
+            await asyncio.sleep(0.15)
+            took = block_loop(0.3)
+        return watch, took
+
+    watch, took = run(main)
+    wait_until(lambda: watch.stalls, "the stall")
+    (stall,) = watch.stalls
+    assert stall.cause == "blocking"
+    assert stall.duration == pytest.approx(took, abs=LOOK_SECONDS)
+
+
+@pytest.mark.blocks
+def test_what_is_shorter_than_the_threshold_is_no_stall(run):
+    assert stalls_of(run, lambda: block_loop(0.05)) == ()
+    (stall,) = stalls_of(run, lambda: block_loop(0.05), stall_seconds=0.03)
+    assert stall.duration > 0.03
+
+
+@pytest.mark.blocks
+def test_a_thread_that_computes_beside_is_never_called_blocking(run):
+    """The loop computes too: it has to share the GIL, and neither sleeps."""
+    ended = threading.Event()
+
+    def compete():
+        while not ended.is_set():
+            sum(range(1000))
+
+    rivals = [threading.Thread(target=compete) for _ in range(2)]
+
+    def work():
+        for rival in rivals:
+            rival.start()
+        burn_cpu(0.15)
+        ended.set()
+
+    found = stalls_of(run, work)
+    for rival in rivals:
+        rival.join()
+    assert found
+    assert all(stall.cause in {"gil", "cpu", "starved", "unknown"} for stall in found)
+
+
+@pytest.mark.blocks
+def test_a_garbage_collection_is_called_one(run):
+    junk = [[number] for number in range(1_500_000)]
+
+    def collect():
+        for _ in range(5):
+            gc.collect()
+
+    (stall,) = stalls_of(run, collect)
+    assert stall.cause == "gc"
+    assert "gc.freeze" in stall.remedy
+    del junk
+
+
+@pytest.mark.blocks
+def test_c_code_that_keeps_the_gil_is_named(run):
+    (stall,) = stalls_of(run, lambda: pow(3, 2_000_000) > 0)
+    assert stall.cause in {"cpu", "starved", "unknown"}
+    assert "test_c_code_that_keeps_the_gil" in stall.function
+
+
+SLEEPS_AND_STOPS = """
+import asyncio, os, sys, time
+import loopwatch
+async def main():
+    async with loopwatch.LoopWatch() as watch:
+        await asyncio.sleep(0.3)
+        print("ready", flush=True)
+        for _ in range(300):
+            end = time.perf_counter() + 0.004
+            while time.perf_counter() < end:
+                pass
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.3)
+    print([stall.duration for stall in watch.stalls if stall.duration > 0.5])
+if sys.argv[1] == "uvloop":
+    import uvloop
+    uvloop.run(main())
+else:
+    asyncio.run(main())
+"""
+
+
+def test_a_process_that_was_stopped_has_not_stalled(loop_kind):
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPS_AND_STOPS, loop_kind], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.stdout.readline() == "[]\n"
+
+
+@pytest.mark.blocks
+def test_the_log_tells_of_a_long_stall_before_it_ends(run, caplog):
+    caplog.set_level("WARNING", "loopwatch")
+    started = []
+
+    def work():
+        started.append(time.time())
+        block_loop(1.5)
+
+    stalls_of(run, work)
+    (record,) = [record for record in caplog.records if "held the event loop" in record.message]
+    assert record.created - started[0] < 1.0
+    assert record.message.endswith("(and still does)")
+    assert record.stall_cause == "blocking"
+
+
+@pytest.mark.blocks
+def test_listeners_are_called_off_the_loop_and_may_fail_or_block(run, caplog):
+    caplog.set_level("ERROR", "loopwatch")
+    heard, loop_thread, release = [], threading.get_ident(), threading.Event()
+
+    async def main():
+        async with LoopWatch() as watch:
+
+            @watch.on_stall
+            def fails(stall):
+                raise RuntimeError("theirs")
+
+            @watch.on_stall
+            def hears(stall):
+                heard.append((threading.get_ident(), stall))
+
+            @watch.on_stall
+            def blocks(stall):
+                release.wait(5)
+
+            await asyncio.sleep(0.1)
+            for _ in range(2):
+                block_loop(0.15)
+                await asyncio.sleep(0.15)
+            assert len(watch.stalls) == 2  # though a listener still blocks
+            release.set()
+            await asyncio.sleep(0.1)
+        return watch
+
+    watch = run(main)
+    assert [stall for _, stall in heard] == list(watch.stalls)
+    assert all(thread != loop_thread for thread, _ in heard)
+    assert watch.snapshot().dropped == {"listener": 2}
+    assert sum("theirs" in record.message for record in caplog.records) == 1
+    with pytest.raises(TypeError, match="must be a function"):
+        watch.on_stall(main)
+
+
+@pytest.mark.blocks
+def test_stalls_are_counted_by_cause_and_by_who_held_the_loop(run):
+    async def main():
+        async with LoopWatch() as watch:
+            await asyncio.sleep(0.1)
+            block_loop(0.2)
+            await asyncio.sleep(0.1)
+        return watch
+
+    watch = run(main)
+    snapshot = watch.snapshot()
+    assert {cause: histogram.count for cause, histogram in snapshot.stall_durations.items()} == {"blocking": 1}
+    assert snapshot.stall_times == {("_none", "_none", "blocking"): pytest.approx(watch.stalls[0].duration)}
+
+
+def test_an_idle_loops_watcher_uses_next_to_nothing(run):
+    async def main():
+        async with LoopWatch() as watch:
+            await asyncio.sleep(0.2)
+            before = watch.snapshot().self_time["watcher"]
+            await asyncio.sleep(3)
+            return watch.snapshot().self_time["watcher"] - before
+
+    with waking_thread() as yardstick:
+        used = run(main)
+    assert used < 4 * yardstick()  # 0.5 % of a core, on one that is left alone
+
+
+def test_the_log_names_a_culprit_once_a_minute_and_counts_the_rest(caplog):
+    from loopwatch.exporters.log import StallLog
+
+    caplog.set_level(logging.WARNING, "loopwatch")
+    now = [0.0]
+    log = StallLog(clock=lambda: now[0])
+
+    def stall(started, function="app:slow"):
+        return loopwatch.Stall(
+            started, 0.2, "/a", "GET", "Task-1", "blocking", function, "app.py", 3, "time.sleep", (), "use another"
+        )
+
+    for second in range(10):
+        now[0] = float(second)
+        log.hear(stall(1000.0 + second))
+    assert len(caplog.records) == 1
+    now[0] = 61.0
+    log.hear(stall(1061.0))
+    assert len(caplog.records) == 2
+    assert "[9 more like it" in caplog.records[1].message
+    assert caplog.records[1].stall_held_back == 9
+    assert caplog.records[0].stall_route == "/a"
+    for number in range(50):  # a flood of different ones
+        log.hear(stall(1062.0 + number, f"app:f{number}"))
+    assert len(caplog.records) < 30
+
+
+def switches_of(status):
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("voluntary_ctxt_switches")]
+    return int(line.split()[1])
+
+
+@pytest.mark.blocks  # it reads files
+@pytest.mark.skipif(hot.Lookout is None, reason="the plain core looks in Python")
+def test_a_loop_that_polls_all_the_time_is_watched_without_asking_for_the_gil(run):
+    """Who waits for the GIL is woken at each poll, in vain."""
+
+    async def main():
+        async with LoopWatch():
+            await asyncio.sleep(0.2)
+            (watcher,) = [thread for thread in threading.enumerate() if thread.name == "loopwatch-watcher"]
+            status = pathlib.Path(f"/proc/self/task/{watcher.native_id}/status")
+            polls, before, until = 0, switches_of(status), time.monotonic() + 2
+            while time.monotonic() < until:
+                await asyncio.sleep(0)
+                polls += 1
+            return switches_of(status) - before, polls
+
+    switches, polls = run(main)
+    assert polls > 2000
+    assert switches < polls / 10

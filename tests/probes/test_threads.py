@@ -1,0 +1,495 @@
+"""Pools of workers: how many work, how many wait and for how long, whatever becomes of the work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import httpx
+import pytest
+from fastapi import FastAPI
+
+import loopwatch
+from loopwatch import Config, LoopWatch
+from loopwatch.testing import burn_cpu
+from tests.serving import wait_until
+
+SECONDS = 0.1
+
+
+def nap(seconds=SECONDS):
+    time.sleep(seconds)
+
+
+@pytest.fixture
+def keep():
+    """Shut an executor down when the test is over: off the loop, since that waits."""
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context
+
+
+async def settle():
+    await asyncio.sleep(0.02)
+
+
+def test_a_full_limiter_is_measured_exactly(run):
+    queued, submitted, ended = [], [], []
+
+    def work(since):
+        queued.append(time.perf_counter() - since)
+        nap()
+        ended.append(time.perf_counter())
+
+    async def submit():
+        submitted.append(time.perf_counter())
+        await anyio.to_thread.run_sync(work, submitted[-1])
+
+    async def main():
+        async with LoopWatch() as watch:
+            before = watch.snapshot()
+            tasks = [asyncio.create_task(submit()) for _ in range(120)]
+            while len(ended) < 40:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(SECONDS / 2)
+            middle, waiting, left = watch.snapshot().pool("anyio"), 120 - len(queued), 120 - len(ended)
+            await asyncio.gather(*tasks)
+            await settle()
+            return middle, waiting, left, (watch.snapshot() - before).pool("anyio")
+
+    middle, waiting, left, pool = run(main)
+    assert (middle.limit, middle.in_use) == (40, pytest.approx(min(40, left), abs=3))
+    assert middle.queued == pytest.approx(waiting, abs=3)
+    assert pool.queue_times.count == pool.run_times.count == 120
+    assert pool.queue_times.sum == pytest.approx(sum(queued), rel=0.1)
+    until_fewer_than_40_are_left = sorted(ended)[80] - submitted[39]
+    assert pool.saturated == pytest.approx(until_fewer_than_40_are_left, rel=0.15)
+    assert pool.wait == pytest.approx(pool.run_times.sum, rel=0.1)
+    assert (pool.in_use, pool.queued) == (0, 0)
+
+
+def test_an_executor_of_two_threads(run, keep):
+    executor = keep(ThreadPoolExecutor(2, thread_name_prefix="reports"))
+    began, ended = [], []
+
+    def work():
+        began.append(time.perf_counter())
+        nap()
+        ended.append(time.perf_counter())
+
+    async def main():
+        async with LoopWatch() as watch:
+            loop = asyncio.get_running_loop()
+            started = time.perf_counter()
+            futures = [loop.run_in_executor(executor, work) for _ in range(6)]
+            at_once = watch.snapshot().pool("reports")
+            await asyncio.gather(*futures)
+            await settle()
+            return at_once, watch.snapshot().pool("reports"), started
+
+    at_once, pool, started = run(main)
+    assert (at_once.limit, at_once.in_use, at_once.queued) == (2, 2, 4)
+    assert pool.queue_times.count == pool.run_times.count == 6
+    assert pool.queue_times.sum == pytest.approx(sum(moment - started for moment in began), rel=0.1)
+    assert pool.saturated == pytest.approx(ended[4] - started, rel=0.15)
+    assert (pool.in_use, pool.queued) == (0, 0)
+
+
+def test_an_executor_of_processes_shows_its_queue(run, keep):
+    executor = keep(ProcessPoolExecutor(1))
+    executor.submit(nap, 0).result()  # its start
+
+    async def main():
+        async with LoopWatch() as watch:
+            watch.name_pool(executor, "renderers")
+            loop = asyncio.get_running_loop()
+            started = time.perf_counter()
+            futures = [loop.run_in_executor(executor, nap) for _ in range(4)]
+            at_once = watch.snapshot().pool("renderers")
+            ended = []
+            for future in futures:
+                await future
+                ended.append(time.perf_counter() - started)
+            await settle()
+            return at_once, watch.snapshot().pool("renderers"), ended
+
+    at_once, pool, ended = run(main)
+    assert (at_once.limit, at_once.in_use, at_once.queued) == (1, 1, 3)
+    assert pool.queue_times.sum == pytest.approx(sum(ended[:3]), rel=0.1)
+    assert pool.run_times.sum == pytest.approx(ended[3], rel=0.1)
+    assert (pool.in_use, pool.queued, pool.cpu, pool.wait) == (0, 0, None, None)
+
+
+def test_anyios_threads_and_the_loops_own_executor_are_told_apart(run):
+    async def main():
+        async with LoopWatch() as watch:
+            await anyio.to_thread.run_sync(nap, 0.01)
+            for _ in range(2):
+                await asyncio.to_thread(nap, 0.01)
+            await settle()
+            return watch.snapshot()
+
+    snapshot = run(main)
+    assert snapshot.pool("anyio").run_times.count == 1
+    assert snapshot.pool("asyncio").run_times.count == 2
+    assert snapshot.pool("asyncio").limit == ThreadPoolExecutor()._max_workers
+
+
+def test_the_loops_own_executor_may_be_replaced(run):
+    async def main():
+        async with LoopWatch() as watch:
+            await asyncio.to_thread(nap, 0)
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(3))
+            await asyncio.to_thread(nap, 0)
+            return watch.snapshot().pool("asyncio")
+
+    pool = run(main)
+    assert (pool.limit, pool.queue_times.count) == (3, 2)
+
+
+def test_cpu_and_wait_of_threads_are_told_apart(run):
+    def half_and_half():
+        before = time.thread_time()
+        burn_cpu(0.1)
+        nap()
+        used.append(time.thread_time() - before)
+
+    used = []
+
+    async def main():
+        async with LoopWatch() as watch:
+            await asyncio.to_thread(half_and_half)
+            await settle()
+            return watch.snapshot().pool("asyncio")
+
+    pool = run(main)
+    assert pool.cpu == pytest.approx(used[0], rel=0.05)
+    assert pool.cpu + pool.wait == pytest.approx(pool.run_times.sum)
+
+
+def test_work_that_is_cancelled_in_the_queue_leaves_it_at_once(run, keep):
+    executor = keep(ThreadPoolExecutor(1))
+
+    async def main():
+        async with LoopWatch() as watch:
+            limiter = anyio.CapacityLimiter(1)
+            watch.name_pool(limiter, "one")
+            watch.name_pool(executor, "thread")
+            loop = asyncio.get_running_loop()
+            running = [
+                asyncio.create_task(anyio.to_thread.run_sync(nap, 0.3, limiter=limiter)),
+                loop.run_in_executor(executor, nap, 0.3),
+            ]
+            await settle()
+            queued = [asyncio.create_task(anyio.to_thread.run_sync(nap, limiter=limiter)) for _ in range(3)]
+            queued += [loop.run_in_executor(executor, nap) for _ in range(3)]
+            await settle()
+            middle = watch.snapshot()
+            for one in queued:
+                one.cancel()
+            await settle()
+            after = watch.snapshot()
+            assert len(queued) == 6  # kept, with their tracebacks
+            await asyncio.gather(*running)
+            await settle()
+            return middle, after, watch.snapshot()
+
+    snapshots = run(main)
+    for name in ("one", "thread"):
+        middle, after, end = (snapshot.pool(name) for snapshot in snapshots)
+        assert (middle.in_use, middle.queued) == (1, 3)
+        assert (after.in_use, after.queued) == (1, 0)
+        assert after.queue_times.count == 3  # they waited, and gave up
+        assert (end.in_use, end.queued, end.run_times.count) == (0, 0, 1)
+
+
+def test_work_that_is_abandoned_frees_its_place_in_a_limiter_but_not_in_an_executor(run):
+    took = []
+
+    def work():
+        before = time.perf_counter()
+        nap(0.3)
+        took.append(time.perf_counter() - before)
+
+    async def main():
+        async with LoopWatch() as watch:
+            with anyio.move_on_after(0.05):
+                await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            with anyio.move_on_after(0.05):
+                await asyncio.to_thread(work)
+            middle = watch.snapshot()
+            while len(took) < 2:
+                await asyncio.sleep(0.01)
+            await settle()
+            return middle, watch.snapshot()
+
+    middle, end = run(main)
+    assert (middle.pool("anyio").in_use, middle.pool("asyncio").in_use) == (0, 1)
+    assert middle.pool("anyio").run_times.count == 0
+    for name, seconds in zip(("anyio", "asyncio"), took, strict=True):
+        pool = end.pool(name)
+        assert (pool.in_use, pool.queued, pool.run_times.count) == (0, 0, 1)
+        assert pool.run_times.sum == pytest.approx(seconds, rel=0.05)
+
+
+def test_work_that_raises_is_counted_and_its_error_passes(run):
+    async def main():
+        async with LoopWatch() as watch:
+            with pytest.raises(ZeroDivisionError):
+                await anyio.to_thread.run_sync(lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.to_thread(lambda: 1 / 0)
+            await settle()
+            return watch.snapshot()
+
+    snapshot = run(main)
+    for name in ("anyio", "asyncio"):
+        assert (snapshot.pool(name).in_use, snapshot.pool(name).run_times.count) == (0, 1)
+
+
+def test_an_executor_that_is_shut_down_with_work_queued(run):
+    async def main():
+        async with LoopWatch() as watch:
+            executor = ThreadPoolExecutor(1, thread_name_prefix="doomed")
+            loop = asyncio.get_running_loop()
+            work = [loop.run_in_executor(executor, nap) for _ in range(4)]
+            await settle()
+            executor.shutdown(wait=False, cancel_futures=True)
+            await asyncio.gather(*work, return_exceptions=True)
+            with pytest.raises(RuntimeError):
+                loop.run_in_executor(executor, nap)
+            await settle()
+            return watch.snapshot().pool("doomed")
+
+    pool = run(main)
+    assert (pool.in_use, pool.queued, pool.run_times.count) == (0, 0, 1)
+
+
+def test_a_limit_that_changes_is_followed(run):
+    async def main():
+        async with LoopWatch() as watch:
+            limiter = anyio.CapacityLimiter(2)
+            watch.name_pool(limiter, "growing")
+            may_end = threading.Event()
+            work = [
+                asyncio.create_task(anyio.to_thread.run_sync(may_end.wait, 10, limiter=limiter)) for _ in range(4)
+            ]
+            full_since = time.perf_counter()
+            await settle()
+            small = watch.snapshot().pool("growing")
+            limiter.total_tokens = 10
+            full = time.perf_counter() - full_since
+            await settle()
+            big = watch.snapshot().pool("growing")
+            may_end.set()
+            await asyncio.gather(*work)
+            return small, big, watch.snapshot().pool("growing"), full
+
+    small, big, end, full = run(main)
+    assert (small.limit, small.in_use, small.queued) == (2, 2, 2)
+    assert (big.limit, big.in_use, big.queued) == (10, 4, 0)
+    assert end.saturated == pytest.approx(full, abs=0.005)
+
+
+def test_a_pool_that_is_gone_is_told_no_more_and_many_are_bounded(run):
+    async def main():
+        async with LoopWatch(Config(max_pools=3)) as watch:
+            loop = asyncio.get_running_loop()
+            executors = [ThreadPoolExecutor(1, thread_name_prefix="same") for _ in range(5)]
+            for executor in executors:
+                await loop.run_in_executor(executor, nap, 0)
+                executor.shutdown(wait=False)
+            many = [pool.pool for pool in watch.snapshot().pools]
+            rest = watch.snapshot().pool("_other").run_times.count
+            del executor
+            executors.clear()
+            await settle()
+            gc.collect()
+            return many, rest, [pool.pool for pool in watch.snapshot().pools]
+
+    many, rest, few = run(main)
+    assert many == ["anyio", "same", "same 2", "same 3", "_other"]
+    assert rest == 2
+    assert few == ["anyio", "_other"]
+
+
+def test_an_executor_for_each_request_is_one_pool_that_goes_on(run):
+    async def main():
+        async with LoopWatch(Config(max_pools=3)) as watch:
+            loop = asyncio.get_running_loop()
+            seen = set()
+            for prefix in ["", "", "", "reports", "mails", "", "images", "prints"]:
+                executor = ThreadPoolExecutor(1, thread_name_prefix=prefix)
+                await loop.run_in_executor(executor, nap, 0)
+                executor.shutdown(wait=False)
+                await settle()
+                counts = {pool.pool: pool.run_times.count for pool in watch.snapshot().pools}
+                seen.update(counts.items())
+                del executor
+                gc.collect()
+            return seen
+
+    ours = "threads:tests.probes.test_threads.nap"
+    assert run(main) - {("anyio", 0)} == {
+        *((ours, count) for count in (1, 2, 3, 4)),
+        *(("reports", 1), ("mails", 1)),
+        *(("_other", 1), ("_other", 2)),  # images and prints: three names were given
+    }
+
+
+def test_the_defaults_take_a_name_that_was_given_before_their_first_use(run, keep):
+    executor = keep(ThreadPoolExecutor(2, thread_name_prefix="pool"))
+
+    async def main():
+        watch = LoopWatch()
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        watch.name_pool(limiter, "routes")
+        watch.name_pool(executor, "own")
+        async with watch:
+            asyncio.get_running_loop().set_default_executor(executor)
+            await asyncio.to_thread(nap, 0)
+            asyncio.get_running_loop()._default_executor = None  # asyncio would wait for it at its end
+            return [pool.pool for pool in watch.snapshot().pools]
+
+    assert run(main) == ["routes", "own"]
+
+
+def test_pools_are_named_after_what_they_run_first(run):
+    async def main():
+        async with LoopWatch() as watch:
+            limiter = anyio.CapacityLimiter(2)
+            await anyio.to_thread.run_sync(nap, 0, limiter=limiter)
+            names = [pool.pool for pool in watch.snapshot().pools]
+            watch.name_pool(limiter, "naps")
+            return names, [pool.pool for pool in watch.snapshot().pools]
+
+    assert run(main) == (["anyio", "limiter:tests.probes.test_threads.nap"], ["anyio", "naps"])
+
+
+@pytest.mark.parametrize(
+    ("pool", "name", "error"),
+    [(object(), "a", TypeError), (None, "a", TypeError), (ThreadPoolExecutor(1), " ", ValueError)],
+)
+def test_what_cannot_be_named(pool, name, error):
+    with pytest.raises(error, match="name"):
+        LoopWatch().name_pool(pool, name)
+
+
+def test_two_loops_in_two_threads_do_not_mix(run):
+    counts = []
+
+    async def main():
+        async with LoopWatch(Config(metrics_path=None)) as watch:
+            await asyncio.gather(*(anyio.to_thread.run_sync(nap, 0.01) for _ in range(10)))
+            await asyncio.gather(*(asyncio.to_thread(nap, 0.01) for _ in range(5)))
+            await settle()
+            snapshot = watch.snapshot()
+            counts.append((snapshot.pool("anyio").run_times.count, snapshot.pool("asyncio").run_times.count))
+
+    other = threading.Thread(target=lambda: run(main))
+    other.start()
+    run(main)
+    other.join()
+    assert counts == [(10, 5), (10, 5)]
+
+
+def test_the_queue_of_a_route_is_that_of_its_pool(run):
+    app = FastAPI()
+
+    @app.get("/nap")
+    def route():
+        nap(0.05)
+
+    watch = loopwatch.install(app)
+
+    async def main():
+        async with watch, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            await asyncio.gather(*(client.get("/nap") for _ in range(100)))
+            return watch.snapshot()
+
+    snapshot = run(main)
+    pool = snapshot.pool("anyio")
+    assert pool.queue_times.count == 100
+    assert snapshot.route("/nap").seconds("thread_queue") == pytest.approx(pool.queue_times.sum, rel=0.05)
+    assert snapshot.route("/nap").seconds("thread_wait") == pytest.approx(pool.wait, rel=0.05)
+
+
+def test_work_that_waits_for_its_own_pool_is_told(run, caplog):
+    caplog.set_level("WARNING", "loopwatch")
+    heard = []
+
+    async def main():
+        async with LoopWatch(Config(pool_stall_seconds=0.3)) as watch:
+            watch.on_pool_stall(heard.append)
+            limiter = anyio.CapacityLimiter(2)
+            watch.name_pool(limiter, "nested")
+
+            def outer():
+                anyio.from_thread.run(inner)
+
+            async def inner():
+                with anyio.move_on_after(2):
+                    await anyio.to_thread.run_sync(nap, 0, limiter=limiter)
+
+            await asyncio.gather(*(anyio.to_thread.run_sync(outer, limiter=limiter) for _ in range(2)))
+        return watch
+
+    watch = run(main)
+    wait_until(lambda: heard, "the listener")
+    (stall,) = watch.pool_stalls
+    assert heard == [stall]
+    assert (stall.pool, stall.limit, stall.queued, stall.threads, stall.waiting) == ("nested", 2, 2, 2, 2)
+    assert 0.3 <= stall.duration < 2
+    assert all("outer" in " ".join(stack) for stack in stall.stacks)
+    assert "of its own" in stall.remedy
+    (record,) = [record for record in caplog.records if "nothing has ended" in record.message]
+    assert "anyio.from_thread.run" in record.message
+    assert record.pool_name == "nested"
+
+
+def test_a_busy_pool_in_which_work_ends_is_not_stuck(run):
+    async def main():
+        async with LoopWatch(Config(pool_stall_seconds=0.3)) as watch:
+            limiter = anyio.CapacityLimiter(1)
+            await asyncio.gather(*(anyio.to_thread.run_sync(nap, limiter=limiter) for _ in range(15)))
+        return watch
+
+    assert run(main).pool_stalls == ()
+
+
+def test_advice_has_a_size_and_a_reason(run):
+    async def main():
+        async with LoopWatch() as watch:
+            await asyncio.gather(*(anyio.to_thread.run_sync(nap) for _ in range(120)))
+            return watch.advice()
+
+    (advice,) = run(main)
+    assert isinstance(advice, loopwatch.Advice)
+    assert (advice.pool, advice.limit) == ("anyio", 40)
+    assert advice.suggested > 40
+    assert f"raise to about {advice.suggested}, or make the route async" in str(advice)
+
+
+@pytest.mark.blocks
+def test_a_failure_while_pools_are_judged_does_not_end_the_watch_over_the_loop(run, monkeypatch):
+    async def main():
+        async with LoopWatch() as watch:
+
+            def fail(*_):
+                raise OSError("no pools")
+
+            monkeypatch.setattr(watch._threads.pools, "stuck", fail)
+            while not watch.failures.read():
+                await asyncio.sleep(0.05)
+            loopwatch.testing.block_loop(0.2)
+            while not watch.stalls:
+                await asyncio.sleep(0.05)
+            return watch.failures.read()
+
+    assert run(main).keys() == {"pools"}

@@ -1,0 +1,64 @@
+"""A real Prometheus server for the tests: a port and a data folder of its own, stopped at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import subprocess
+
+import httpx
+import pytest
+
+from tests.serving import ROOT, free_port, wait_until
+
+
+class Prometheus:
+    """A running server that scrapes one app once a second."""
+
+    def __init__(self, url):
+        self.url = url
+
+    def query(self, promql):
+        """Evaluate PromQL now; return {frozenset of labels: value}, without the labels that every target gets."""
+        answer = httpx.get(self.url + "/api/v1/query", params={"query": promql}).json()
+        assert answer["status"] == "success", answer
+        return {
+            frozenset(
+                (k, v) for k, v in sample["metric"].items() if k not in {"__name__", "job", "instance"}
+            ): float(sample["value"][1])
+            for sample in answer["data"]["result"]
+        }
+
+    def scalar(self, promql):
+        (value,) = self.query(promql).values()
+        return value
+
+
+@contextlib.contextmanager
+def prometheus(target, folder):
+    """Run the server with the configuration of ``examples/``, pointed at ``target`` (host:port)."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        message = "no `prometheus` on the PATH: apt-get install -y --no-install-recommends prometheus"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    config = pathlib.Path(folder) / "prometheus.yml"
+    config.write_text((ROOT / "examples/prometheus.yml").read_text().replace("127.0.0.1:8000", target))
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        binary,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address={address}",
+        "--log.level=error",
+    ]
+    with subprocess.Popen(command) as process:
+        try:
+            server = Prometheus(f"http://{address}")
+            wait_until(lambda: httpx.get(server.url + "/-/ready").status_code == 200, "prometheus to be ready")
+            yield server
+        finally:
+            process.terminate()

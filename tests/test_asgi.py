@@ -1,0 +1,562 @@
+"""The middleware measures every kind of scope, gets into every kind of app, and harms none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gzip
+import logging
+import time
+from types import SimpleNamespace
+
+import httpx
+import prometheus_client
+import pytest
+from fastapi import BackgroundTasks, FastAPI
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+import loopwatch
+from loopwatch.hot import Stage, TimedSelect
+from loopwatch.testing import block_loop
+
+
+def hello_app():
+    app = FastAPI()
+
+    @app.get("/hello/{name}")
+    async def hello(name: str):
+        await asyncio.sleep(0)
+        return {"hello": name}
+
+    return app
+
+
+def fetch(app, *paths, **options):
+    """Request paths of an app in process, without a lifespan; return the responses."""
+
+    async def main():
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return [await client.get(path, **options) for path in paths]
+
+    return asyncio.run(main())
+
+
+class Broken:
+    """A clock that stops working after a while."""
+
+    def __init__(self, readings):
+        self.readings = readings
+
+    def __call__(self):
+        self.readings -= 1
+        if self.readings < 0:
+            raise OSError("no clock")
+        return time.monotonic_ns()
+
+
+def our_records(caplog):
+    return [r for r in caplog.records if r.name == "loopwatch" and r.levelno > logging.INFO]
+
+
+# --- getting into an app
+
+
+def test_install_says_what_to_do_with_an_app_that_is_not_starlettes():
+    with pytest.raises(
+        TypeError, match=r"got function. Wrap any other ASGI app: app = loopwatch.LoopWatchMiddleware"
+    ):
+        loopwatch.install(lambda scope, receive, send: None)
+
+
+def test_install_twice_is_an_error():
+    app = hello_app()
+    loopwatch.install(app)
+    with pytest.raises(RuntimeError, match="installed in this app already. Call install"):
+        loopwatch.install(app)
+
+
+def test_install_after_the_start_is_an_error():
+    app = hello_app()
+    fetch(app, "/hello/x")
+    with pytest.raises(RuntimeError, match="started already. Call install"):
+        loopwatch.install(app)
+
+
+def test_a_config_of_the_wrong_type_is_an_error():
+    with pytest.raises(TypeError, match=r"config must be a loopwatch.Config, got \{'metrics_path'"):
+        loopwatch.install(hello_app(), {"metrics_path": None})
+
+
+@pytest.mark.blocks
+def test_it_stays_outermost_whatever_is_added_later():
+    app = hello_app()
+    watch = loopwatch.install(app)
+
+    @app.middleware("http")
+    async def blocks(request, call_next):
+        block_loop(0.05)
+        return await call_next(request)
+
+    fetch(app, "/hello/x")
+    assert app.middleware_stack is watch.door
+    assert watch.snapshot().route("/hello/{name}").seconds("loop_blocked") >= 0.049
+
+
+async def bare(scope, receive, send):
+    """Answer without any framework; a lifespan is refused, as bare apps do."""
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+def test_any_asgi_app_can_be_wrapped():
+    app = loopwatch.LoopWatchMiddleware(bare)
+    assert fetch(app, "/x")[0].status_code == 204
+    (reading,) = app.watch.snapshot().routes
+    assert (reading.route, reading.method, reading.requests) == ("_unmatched", "GET", 1)
+
+
+def test_an_app_whose_call_returns_a_mere_awaitable_can_be_wrapped():
+    class Awaitable:
+        def __init__(self, *scope_receive_send):
+            self.arguments = scope_receive_send
+
+        def __await__(self):
+            return bare(*self.arguments).__await__()
+
+    app = loopwatch.LoopWatchMiddleware(Awaitable)
+    assert fetch(app, "/x")[0].status_code == 204
+    assert app.watch.snapshot().routes[0].requests == 1
+
+
+def test_add_middleware_works_and_a_request_is_measured_once():
+    app = hello_app()
+    watch = loopwatch.install(app)
+    app.add_middleware(loopwatch.LoopWatchMiddleware)
+    fetch(app, "/hello/x")
+    assert watch.snapshot().route("/hello/{name}").requests == 1
+    inner = app.middleware_stack.app.app
+    while not isinstance(inner, loopwatch.LoopWatchMiddleware):
+        inner = inner.app
+    assert inner.watch.snapshot().routes == ()
+
+
+# --- scopes
+
+
+class Lifespan:
+    """Starts and stops an app as a server does; raises what its startup said."""
+
+    def __init__(self, app):
+        self.app, self.inbox, self.outbox = app, asyncio.Queue(), asyncio.Queue()
+
+    async def __aenter__(self):
+        self.task = asyncio.create_task(self.app({"type": "lifespan"}, self.inbox.get, self.outbox.put))
+        await self.say("startup")
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test")
+
+    async def say(self, what):
+        await self.inbox.put({"type": f"lifespan.{what}"})
+        answer = await self.outbox.get()
+        if answer["type"] != f"lifespan.{what}.complete":
+            await asyncio.gather(self.task, return_exceptions=True)
+            raise RuntimeError(answer["message"])
+
+    async def __aexit__(self, *error):
+        await self.say("shutdown")
+        await self.task
+
+
+def test_with_a_lifespan_it_starts_before_the_app_and_stops_after_it(run):
+    app = hello_app()
+    watch = loopwatch.install(app)
+
+    async def main():
+        async with Lifespan(app) as client:
+            assert watch.loop is asyncio.get_running_loop()
+            assert (await client.get("/hello/x")).json() == {"hello": "x"}
+            assert asyncio.get_running_loop().get_task_factory() is not None
+        assert watch.loop is None
+        assert asyncio.get_running_loop().get_task_factory() is None
+
+    run(main)
+    assert watch.snapshot().route("/hello/{name}").requests == 1
+
+
+def test_a_task_factory_that_the_apps_lifespan_sets_is_chained_to():
+    made = []
+
+    def factory(loop, coroutine, **options):
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        asyncio.get_running_loop().set_task_factory(factory)
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/")
+    async def root():
+        await asyncio.create_task(asyncio.sleep(0))
+
+    loopwatch.install(app)
+
+    async def main():
+        async with Lifespan(app) as client:
+            await client.get("/")
+
+    asyncio.run(main())
+    assert "Child" in [type(coroutine).__name__ for coroutine in made]
+
+
+def test_without_a_lifespan_it_measures_from_the_first_request_on_every_new_loop():
+    app = hello_app()
+    watch = loopwatch.install(app)
+    fetch(app, "/hello/x")
+    first = watch.snapshot()
+    assert watch.loop is None  # it let go when the loop was closed
+    fetch(app, "/hello/x", "/hello/y")
+    second = watch.snapshot()
+    assert second.route("/hello/{name}").requests == 3
+    assert second.loop.busy > first.loop.busy > 0
+    assert second.loop.iterations > first.loop.iterations
+
+
+def test_a_failing_startup_stops_it():
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        raise OSError("no database")
+        yield
+
+    app = Starlette(lifespan=lifespan)
+    watch = loopwatch.install(app)
+
+    async def main():
+        with pytest.raises(RuntimeError, match="no database"):
+            async with Lifespan(app):
+                pass
+        assert watch.loop is None
+
+    asyncio.run(main())
+
+
+def test_unknown_scopes_pass_through():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope)
+
+    scope = {"type": "something.new"}
+    asyncio.run(loopwatch.LoopWatchMiddleware(app)(scope, None, None))
+    assert seen == [scope] == [{"type": "something.new"}]
+
+
+@pytest.mark.blocks
+def test_background_tasks_do_not_lengthen_the_request():
+    app = FastAPI()
+
+    @app.get("/")
+    async def root(tasks: BackgroundTasks):
+        async def later():
+            await asyncio.sleep(0.05)
+            block_loop(0.05)
+
+        tasks.add_task(later)
+
+    watch = loopwatch.install(app)
+    fetch(app, "/")
+    reading = watch.snapshot().route("/")
+    assert reading.durations["2xx"].sum < 0.05
+    assert reading.seconds("loop_blocked", phase="background") >= 0.049
+    assert reading.seconds("await", phase="background") >= 0.045
+
+
+def test_a_stream_ends_with_its_last_part():
+    async def numbers():
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+            yield b"x"
+
+    app = Starlette(routes=[Route("/", lambda request: StreamingResponse(numbers()))])
+    watch = loopwatch.install(app)
+    (response,) = fetch(app, "/")
+    assert response.text == "xxx"
+    reading = watch.snapshot().route("/")
+    assert reading.durations["2xx"].sum >= 0.06
+
+
+@pytest.mark.parametrize(
+    ("raised", "status_class"), [(ValueError("mine"), "5xx"), (asyncio.CancelledError("enough"), "4xx")]
+)
+def test_what_the_app_raises_is_counted_and_passes_through_untouched(raised, status_class):
+    async def app(scope, receive, send):
+        raise raised
+
+    wrapped = loopwatch.LoopWatchMiddleware(app)
+
+    async def main():
+        try:
+            await wrapped({"type": "http", "method": "GET", "path": "/", "headers": []}, None, None)
+        except BaseException as error:
+            return error
+
+    assert asyncio.run(main()) is raised
+    assert list(wrapped.watch.snapshot().routes[0].durations) == [status_class]
+    assert wrapped.watch.snapshot().active == 0
+
+
+def test_requests_in_progress_are_active():
+    readings = []
+
+    async def look(request):
+        readings.append(watch.snapshot().active)
+        return PlainTextResponse()
+
+    app = Starlette(routes=[Route("/", look)])
+    watch = loopwatch.install(app)
+    fetch(app, "/")
+    assert [*readings, watch.snapshot().active] == [1, 0]
+
+
+# --- the metrics page
+
+
+def test_the_page_holds_the_users_own_metrics_too():
+    own = prometheus_client.Counter("users_own", "A metric of the app's.")
+    own.inc(3)
+    try:
+        app = hello_app()
+        loopwatch.install(app)
+        _, page = fetch(app, "/hello/x", "/metrics")
+        assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert "users_own_total 3.0" in page.text
+        assert "python_info" in page.text
+        route = 'http_request_method="GET",http_response_status_class="2xx",http_route="/hello/{name}"'
+        assert f"loopwatch_request_duration_seconds_count{{{route}}} 1.0" in page.text
+        assert "/metrics" not in page.text  # a scrape is no request of the app's
+    finally:
+        prometheus_client.REGISTRY.unregister(own)
+
+
+def test_it_speaks_openmetrics_and_gzip_to_who_asks():
+    app = hello_app()
+    loopwatch.install(app)
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.3"
+    (page,) = fetch(app, "/metrics", headers={"accept": accept, "accept-encoding": "gzip"})
+    assert page.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert page.headers["content-encoding"] == "gzip"
+    assert page.text.endswith("# EOF\n")
+    (page,) = fetch(app, "/metrics", headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in page.headers
+    assert gzip.compress(page.content) != page.content
+
+
+def test_it_can_be_asked_for_single_names():
+    app = hello_app()
+    loopwatch.install(app)
+    (page,) = fetch(app, "/metrics?name[]=loopwatch_loop_tasks")
+    assert {line.split()[0] for line in page.text.splitlines() if line[0] != "#"} == {"loopwatch_loop_tasks"}
+
+
+def test_head_has_no_body_and_post_goes_to_the_app():
+    app = hello_app()
+    loopwatch.install(app)
+
+    async def main():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.head("/metrics"), await client.post("/metrics")
+
+    head, post = asyncio.run(main())
+    assert (head.status_code, head.content, post.status_code) == (200, b"", 404)
+
+
+def test_the_path_can_be_moved_and_switched_off():
+    moved, off = hello_app(), hello_app()
+    loopwatch.install(moved, loopwatch.Config(metrics_path="/internal/loop"))
+    assert [r.status_code for r in fetch(moved, "/internal/loop", "/metrics")] == [200, 404]
+    loopwatch.install(off, loopwatch.Config(metrics_path=None))
+    assert [r.status_code for r in fetch(off, "/metrics")] == [404]
+
+
+@pytest.mark.blocks  # prometheus_client's own ASGI app reads /proc on the loop
+def test_an_app_that_serves_the_path_itself_goes_on_to_do_so(caplog):
+    caplog.set_level("INFO", "loopwatch")
+    app = hello_app()
+    app.mount("/metrics", prometheus_client.make_asgi_app())
+    loopwatch.install(app)
+    (page,) = fetch(app, "/metrics/")
+    assert "loopwatch_loop_tasks" in page.text
+    assert any("the app serves /metrics itself" in record.message for record in caplog.records)
+
+
+def test_the_page_is_rendered_off_the_loop_and_out_of_anyios_pool():
+    threads = []
+
+    class Nosy:
+        def collect(self):
+            import threading
+
+            threads.append(threading.current_thread().name)
+            return []
+
+    nosy = Nosy()
+    prometheus_client.REGISTRY.register(nosy)
+    try:
+        app = hello_app()
+        loopwatch.install(app)
+        threads.clear()
+        fetch(app, "/metrics")
+        assert threads == ["loopwatch-scrape_0"]
+    finally:
+        prometheus_client.REGISTRY.unregister(nosy)
+
+
+# --- loopwatch itself fails
+
+
+def fails(*arguments, **options):
+    raise RuntimeError("ours")
+
+
+SABOTAGE = {
+    "a clock that cannot be chosen": ("loopwatch.probes.loops.choose", "loop clock"),
+    "a clock that cannot start": ("loopwatch.probes.loops.selector.SelectorClock.start", "loop clock"),
+    "a clock that breaks when it is read": ("loopwatch.probes.loops.selector.SelectorClock._read", "loop clock"),
+    "steps that cannot start": ("loopwatch.probes.steps.StepsProbe.start", "steps"),
+    "an account that cannot be opened": ("loopwatch.recorder.Account", "requests"),
+    "routes that cannot be read": ("loopwatch.asgi.RouteTable", "middleware"),
+    "a template that cannot be found": ("loopwatch.routes.RouteTable.template", "requests"),
+    "threads that cannot be watched": ("loopwatch.probes.threads.ThreadsProbe.start", "threads"),
+    "a watch that cannot start": ("loopwatch.watch.LoopWatch.start", "middleware"),
+}
+
+
+@pytest.mark.parametrize(("target", "part"), SABOTAGE.values(), ids=SABOTAGE)
+def test_whatever_fails_in_loopwatch_every_request_succeeds_and_one_record_says_so(
+    target, part, monkeypatch, caplog
+):
+    app = hello_app()
+    watch = loopwatch.install(app)
+    monkeypatch.setattr(target, fails)
+    responses = fetch(app, *["/hello/x"] * 5)
+    assert [response.json() for response in responses] == [{"hello": "x"}] * 5
+    assert watch.failures.read()[part] >= 1
+    records = [record for record in our_records(caplog) if f"loopwatch: {part} failed" in record.message]
+    assert len(records) == 1
+    assert "The app is not affected" in records[0].message
+
+
+def test_a_registry_that_rejects_it_is_reported_once_and_the_page_still_works(caplog):
+    app = hello_app()
+    watch = loopwatch.install(app)
+    theirs = prometheus_client.Gauge("loopwatch_loop_tasks", "Somebody else's.")
+    try:
+        response, page = fetch(app, "/hello/x", "/metrics")
+    finally:
+        prometheus_client.REGISTRY.unregister(theirs)
+    assert (response.status_code, page.status_code) == (200, 200)
+    assert watch.snapshot().dropped == {"prometheus": 1}
+    assert len(our_records(caplog)) == 1
+    assert "metrics of these names already" in our_records(caplog)[0].message
+
+
+def test_a_snapshot_that_breaks_leaves_the_users_own_metrics_on_the_page(monkeypatch, caplog):
+    app = hello_app()
+    loopwatch.install(app)
+    monkeypatch.setattr("loopwatch.recorder.Recorder.read", fails)
+    (page,) = fetch(app, "/metrics")
+    assert "python_info" in page.text
+    assert "loopwatch_" not in page.text
+    assert any("snapshot failed" in record.message for record in our_records(caplog))
+
+
+def test_a_collector_of_the_users_that_breaks_gets_a_plain_answer(caplog):
+    class Broken:
+        def collect(self):
+            raise RuntimeError("theirs")
+
+        def describe(self):
+            return []
+
+    broken = Broken()
+    prometheus_client.REGISTRY.register(broken)
+    try:
+        app = hello_app()
+        loopwatch.install(app)
+        (page,) = fetch(app, "/metrics")
+        assert (page.status_code, page.text) == (
+            500,
+            "The metrics could not be rendered; the log of the app says why.\n",
+        )
+        assert any("theirs" in record.message for record in our_records(caplog))
+    finally:
+        prometheus_client.REGISTRY.unregister(broken)
+
+
+def test_a_logging_handler_that_breaks_is_no_failure_of_the_apps(monkeypatch):
+    class Broken(logging.Handler):
+        def handle(self, record):
+            raise RuntimeError("theirs")
+
+    monkeypatch.setattr("loopwatch.recorder.Account", fails)
+    handler = Broken()
+    logging.getLogger("loopwatch").addHandler(handler)
+    try:
+        app = hello_app()
+        loopwatch.install(app)
+        assert fetch(app, "/hello/x")[0].status_code == 200
+    finally:
+        logging.getLogger("loopwatch").removeHandler(handler)
+
+
+@pytest.mark.blocks
+def test_a_long_step_whose_route_cannot_be_named_changes_nothing_for_the_app(monkeypatch, caplog):
+    app = FastAPI()
+
+    @app.get("/")
+    async def root():
+        block_loop(0.005)
+        return "mine"
+
+    loopwatch.install(app)
+    monkeypatch.setattr("loopwatch.recorder.Recorder.labels_of", fails)
+    assert fetch(app, "/")[0].json() == "mine"
+    assert len(our_records(caplog)) == 1
+
+
+@pytest.mark.parametrize("readings", range(12))
+def test_a_clock_that_breaks_at_any_reading_changes_nothing_for_the_app(readings, monkeypatch, caplog):
+    app = hello_app()
+    watch = loopwatch.install(app)
+    monkeypatch.setattr("loopwatch.watch.Stage", functools.partial(Stage, clock=Broken(readings)))
+    responses = fetch(app, *["/hello/x"] * 3)
+    assert [response.json() for response in responses] == [{"hello": "x"}] * 3
+    assert watch.failures.read()
+    assert len(our_records(caplog)) == len(watch.failures.read())
+    reading = watch.snapshot().route("/hello/{name}")
+    if reading is not None and reading.requests:  # times are not told once they cannot be true
+        assert reading.seconds() <= reading.durations["2xx"].sum + 1e-9
+
+
+@pytest.mark.parametrize("readings", range(1, 6))
+def test_a_clock_that_breaks_in_the_poll_changes_nothing_for_the_app(readings, monkeypatch, caplog):
+    app = hello_app()
+    watch = loopwatch.install(app)
+    clocks = SimpleNamespace(perf_counter_ns=Broken(readings), time=time.time)  # of this module, not of all
+    monkeypatch.setattr("loopwatch.probes.loops.base.time", clocks)
+    monkeypatch.setattr(
+        "loopwatch.probes.loops.selector.TimedSelect",
+        lambda *arguments: TimedSelect(*arguments[:5], Broken(readings)),
+    )
+    responses = fetch(app, *["/hello/x"] * 3)
+    assert [response.json() for response in responses] == [{"hello": "x"}] * 3
+    assert watch.failures.read().keys() - {"watcher"} == {"loop clock"}  # the watcher asks the loop's clock
+    assert watch.snapshot().loop is None
+    assert watch.snapshot().route("/hello/{name}").requests == 3
+    assert len(our_records(caplog)) == len(watch.failures.read())

@@ -1,0 +1,196 @@
+"""The account of a request, against clocks that the test owns."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from loopwatch.catalogue import LATENCY_BUCKETS
+from loopwatch.hot import Child, Stage, current
+from loopwatch.testing import FakeClock
+from tests.requests import door_on, request_on, scope, times
+
+
+class Machine:
+    """A loop thread whose wall and CPU time the test controls."""
+
+    def __init__(self):
+        self.wall, self.cpu, self.failures = FakeClock(), FakeClock(), []
+        self.stage = Stage(lambda *failure: self.failures.append(failure), None, self.wall, self.cpu)
+
+    def compute(self, seconds):
+        self.wall.advance(seconds)
+        self.cpu.advance(seconds)
+
+    def wait(self, seconds):
+        self.wall.advance(seconds)
+
+
+@pytest.fixture
+def machine():
+    machine = Machine()
+    yield machine
+    current.set(None)
+    assert machine.failures == []
+
+
+@types.coroutine
+def suspend():
+    yield
+
+
+def finish(coroutine):
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+def test_cpu_blocked_and_awaited_time_are_told_apart(machine):
+    async def work():
+        machine.compute(0.003)
+        machine.wait(0.005)
+        await suspend()
+        machine.compute(0.001)
+        await suspend()
+
+    request = request_on(machine.stage)
+    request.drive(work())
+    machine.wait(0.002)
+    request.send(None)
+    machine.wait(0.040)
+    request.send(None)
+    booked = times(request)
+    assert booked["loop_cpu"] == pytest.approx(0.004)
+    assert booked["loop_blocked"] == pytest.approx(0.005)
+    assert booked["await"] == pytest.approx(0.042)
+    assert sum(booked.values()) == pytest.approx(0.051)
+
+
+def test_the_inner_of_two_nested_requests_owns_its_time(machine):
+    outer, inner = request_on(machine.stage, "/outer"), request_on(machine.stage, "/inner")
+
+    async def called():
+        machine.compute(0.007)
+        await suspend()
+
+    async def caller():
+        machine.compute(0.001)
+        inner.drive(called()).send(None)
+        machine.compute(0.002)
+        await suspend()
+
+    outer.drive(caller()).send(None)
+    assert times(outer)["loop_cpu"] == pytest.approx(0.003)
+    assert times(outer)["await"] == pytest.approx(0.007)
+    assert times(inner)["loop_cpu"] == pytest.approx(0.007)
+
+
+def test_a_step_within_a_step_of_the_same_request_counts_once(machine):
+    request = request_on(machine.stage)
+
+    async def child():
+        machine.compute(0.004)
+
+    async def parent():
+        finish(Child(child(), request))  # as an eager task does
+        machine.compute(0.001)
+        await suspend()
+
+    request.drive(parent()).send(None)
+    assert times(request)["loop_cpu"] == pytest.approx(0.005)
+
+
+def test_time_in_which_nobody_works_for_the_request_is_not_booked(machine):
+    async def brief():
+        machine.compute(0.001)
+
+    request = request_on(machine.stage)
+    for _ in range(2):
+        finish(Child(brief(), request))
+        machine.wait(600)
+    assert sum(times(request).values()) == pytest.approx(0.002)
+
+
+def test_a_request_ends_once_and_what_comes_later_is_background(machine):
+    door, recorder = door_on(machine.stage)
+    request = door.begin(scope(), None)
+
+    async def work():
+        machine.compute(0.002)
+        request.end(200)
+        request.end(500)
+        machine.compute(0.010)
+        await suspend()
+        machine.wait(0.005)
+
+    request.drive(work())
+    assert door.count_active() == 1
+    request.send(None)
+    assert door.count_active() == 0
+    machine.wait(0.100)
+    finish(request)
+    (reading,) = recorder.read()
+    assert {status: h.count for status, h in reading.durations.items()} == {"2xx": 1}
+    assert reading.durations["2xx"].sum == pytest.approx(0.002)
+    assert reading.seconds() == pytest.approx(0.002)
+    assert reading.seconds("loop_cpu", phase="background") == pytest.approx(0.010)
+    assert reading.seconds("loop_blocked", phase="background") == pytest.approx(0.005)
+    assert reading.seconds("await", phase="background") == pytest.approx(0.100)
+
+
+def test_cpu_and_wait_have_a_histogram_each(machine):
+    door, recorder = door_on(machine.stage)
+    request = door.begin(scope(), None)
+
+    async def work():
+        machine.compute(0.002)
+        machine.wait(0.030)
+        request.end(200)
+
+    finish(request.drive(work()))
+    (reading,) = recorder.read()
+    assert reading.cpu_times.quantile(1.0) == 0.0025
+    assert reading.wait_times.quantile(1.0) == 0.05
+    assert (reading.cpu_times.count, reading.wait_times.count) == (1, 1)
+    assert reading.cpu_times.bounds == LATENCY_BUCKETS
+
+
+def test_steps_shorter_than_a_quarter_of_a_millisecond_are_taken_to_be_cpu(machine):
+    async def work():
+        machine.wait(0.0002)
+        await suspend()
+        machine.wait(0.0003)
+        await suspend()
+
+    request = request_on(machine.stage).drive(work())
+    request.send(None)
+    request.send(None)
+    assert times(request)["loop_cpu"] == pytest.approx(0.0002)
+    assert times(request)["loop_blocked"] == pytest.approx(0.0003)
+
+
+def test_an_observation_on_a_bound_belongs_to_the_bucket_below_it(machine):
+    door, recorder = door_on(machine.stage)
+    for seconds in (0.001, 0.0010001, 20.0):
+        request = door.begin(scope(), None)
+        machine.wait(seconds)
+        request.end(200)
+    (reading,) = recorder.read()
+    assert reading.durations["2xx"].counts == (1, 1, *[0] * 11, 1)
+
+
+def test_a_stage_that_is_used_twice_is_let_go_of_by_switching_it_off_once(machine):
+    door, _ = door_on(machine.stage)
+    measured = scope()
+    machine.stage.use()
+    machine.stage.use()
+    seen = []
+
+    async def app():
+        seen.append(door.is_measured(measured))
+        machine.stage.switch_off()
+        seen.append(door.is_measured(measured))
+
+    with pytest.raises(StopIteration):
+        door.begin(measured, None).drive(app()).send(None)
+    assert seen == [True, False]

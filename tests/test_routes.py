@@ -1,0 +1,130 @@
+"""Templates are found for every way in which Starlette and FastAPI nest routes."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Host, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+import loopwatch
+
+
+def plain(request):
+    return PlainTextResponse("")
+
+
+class Class(HTTPEndpoint):
+    def get(self, request):
+        return PlainTextResponse("")
+
+
+def starlette_app():
+    deep = Starlette(routes=[Route("/leaf/{leaf:int}", plain), Route("/class", Class)])
+    return Starlette(
+        routes=[
+            Route("/one/{a}", plain),
+            Route("/same", plain),
+            Route("/posted", Class, methods=["POST"]),
+            Mount("/deep/{x}", routes=[Mount("/deeper/{y}", app=deep)]),
+            Mount("/wrapped", app=CORSMiddleware(deep, allow_origins=["*"])),
+            Mount("/files", app=StaticFiles(directory="tests")),
+            Host("api.test", app=Starlette(routes=[Route("/hosted/{z}", Class)])),
+        ]
+    )
+
+
+def fastapi_app():
+    app = FastAPI()
+    sub = FastAPI()
+    inner, outer = APIRouter(prefix="/inner"), APIRouter(prefix="/outer")
+
+    @app.get("/item/{item}")
+    async def item(item: int): ...
+
+    @inner.get("/thing/{thing}")
+    async def thing(thing: str): ...
+
+    @sub.get("/below/{b}")
+    async def below(b: str): ...
+
+    outer.include_router(inner)
+    app.include_router(outer, prefix="/v1")
+    app.include_router(outer, prefix="/{version}/again")
+    app.mount("/sub/{tenant}", sub)
+    return app
+
+
+CASES = [
+    (starlette_app, "/one/1", "/one/{a}"),
+    (starlette_app, "/same", "/same"),
+    (starlette_app, "/posted", "/posted"),
+    (starlette_app, "/deep/1/deeper/2/leaf/3", "/deep/{x}/deeper/{y}/leaf/{leaf}"),
+    (starlette_app, "/deep/1/deeper/2/class", "/deep/{x}/deeper/{y}/class"),
+    (starlette_app, "/wrapped/leaf/3", "/wrapped/leaf/{leaf}"),
+    (starlette_app, "/deep/1/deeper/2/nothing", "_unmatched"),
+    (starlette_app, "/files/conftest.py", "/files/{path}"),
+    (starlette_app, "http://api.test/hosted/5", "/hosted/{z}"),
+    (starlette_app, "/nothing", "_unmatched"),
+    (fastapi_app, "/item/3", "/item/{item}"),
+    (fastapi_app, "/item/no-number", "/item/{item}"),
+    (fastapi_app, "/v1/outer/inner/thing/4", "/v1/outer/inner/thing/{thing}"),
+    (fastapi_app, "/v9/again/outer/inner/thing/4", "/{version}/again/outer/inner/thing/{thing}"),
+    (fastapi_app, "/sub/acme/below/5", "/sub/{tenant}/below/{b}"),
+    (fastapi_app, "/sub/acme/nothing", "_unmatched"),
+    (fastapi_app, "/docs", "/docs"),
+]
+
+
+@pytest.mark.blocks  # Starlette's StaticFiles look for files on the loop
+@pytest.mark.parametrize(("make", "path", "template"), CASES, ids=lambda case: getattr(case, "__name__", case))
+@pytest.mark.parametrize("root_path", ["", "/behind/a/proxy"])
+def test_the_label_is_the_full_template(run, make, path, template, root_path):
+    app = make()
+    watch = loopwatch.install(app)
+
+    async def main():
+        transport = httpx.ASGITransport(app, root_path=root_path)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.get(path if "//" in path else root_path + path)
+        watch.stop()
+
+    run(main)
+    assert [reading.route for reading in watch.snapshot().routes] == [template]
+
+
+def test_a_route_added_while_the_app_runs_is_found(run):
+    app = fastapi_app()
+    watch = loopwatch.install(app)
+
+    async def main():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            await client.get("/late/1")
+            app.add_api_route("/late/{late}", lambda late: late)
+            await client.get("/late/1")
+        watch.stop()
+
+    run(main)
+    assert [reading.route for reading in watch.snapshot().routes] == ["_unmatched", "/late/{late}"]
+
+
+def test_past_the_limit_routes_share_one_label(run):
+    app = FastAPI()
+    for number in range(5):
+        app.add_api_route(f"/r{number}", lambda: None)
+    watch = loopwatch.install(app, loopwatch.Config(max_routes=3))
+
+    async def main():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            for number in range(5):
+                await client.get(f"/r{number}")
+        watch.stop()
+
+    run(main)
+    readings = {reading.route: reading.requests for reading in watch.snapshot().routes}
+    assert readings == {"/r0": 1, "/r1": 1, "/r2": 1, "_other": 2}

@@ -1,0 +1,127 @@
+"""Who loses time because another holds the loop, how much, and to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import statistics
+import threading
+import time
+
+import pytest
+from fastapi import FastAPI
+
+import loopwatch
+from loopwatch.testing import block_loop, burn_cpu
+from tests.quiet import quietest
+from tests.requests import scope
+
+
+async def receive():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def send(message):
+    pass
+
+
+def request(app, path):
+    return asyncio.create_task(
+        app({**scope(path), "headers": [], "query_string": b"", "root_path": ""}, receive, send)
+    )
+
+
+def collision_app():
+    app = FastAPI()
+
+    @app.get("/victim")
+    async def victim():
+        await asyncio.sleep(0.02)
+
+    @app.get("/blocker")
+    async def blocker():
+        app.state.blocked = block_loop(0.3)
+
+    @app.get("/trickle/{fd}")
+    async def trickle(fd: int):
+        """Read ten bytes that arrive 100 ms apart."""
+        loop = asyncio.get_running_loop()
+        with socket.socket(fileno=fd) as ours:
+            for _ in range(10):
+                await loop.sock_recv(ours, 1)
+
+    @app.get("/busy")
+    async def busy():
+        await keep_busy(1.1)
+
+    return app
+
+
+async def keep_busy(seconds):
+    """Hold the loop four fifths of the time, a millisecond at once."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for _ in range(4):
+            burn_cpu(0.001)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.blocks
+def test_a_request_that_is_due_while_another_blocks_loses_the_rest_of_the_block(run):
+    app = collision_app()
+    watch = loopwatch.install(app)
+
+    async def main():
+        await request(app, "/victim")
+        before = watch.snapshot()
+        victim = request(app, "/victim")
+        await asyncio.sleep(0)  # the victim sets its timer
+        await request(app, "/blocker")
+        await victim
+        interval = watch.snapshot() - before
+        watch.stop()
+        return interval, app.state.blocked - 0.02
+
+    repeated = quietest(lambda: run(main))
+    for interval, _ in repeated:
+        assert interval.route("/victim").seconds() == pytest.approx(
+            interval.route("/victim").durations["2xx"].sum, rel=0.01
+        )
+        assert interval.victims["/victim", "/blocker"] == pytest.approx(
+            interval.route("/victim").seconds("loop_wait"), abs=0.001
+        )
+    errors = [interval.route("/victim").seconds("loop_wait") - lost for interval, lost in repeated]
+    assert statistics.median(errors) == pytest.approx(0.0, abs=0.05 * 0.28)
+
+
+@pytest.mark.blocks
+@pytest.mark.parametrize("busy_with", ["requests", "a task of nobody's"])
+def test_waiting_for_io_beside_a_busy_loop_is_no_loss(run, busy_with):
+    app = collision_app()
+    watch = loopwatch.install(app)
+
+    def write_slowly(theirs):
+        for _ in range(10):
+            time.sleep(0.1)
+            theirs.send(b"x")
+
+    async def main():
+        await request(app, "/victim")
+        before = watch.snapshot()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        busy = request(app, "/busy") if busy_with == "requests" else asyncio.create_task(keep_busy(1.1))
+        writer = threading.Thread(target=write_slowly, args=(theirs,))
+        writer.start()
+        await request(app, f"/trickle/{ours.detach()}")
+        await busy
+        writer.join()
+        theirs.close()
+        reading = (watch.snapshot() - before).route("/trickle/{fd}")
+        watch.stop()
+        return reading.seconds("loop_wait"), reading.seconds("await")
+
+    lost, awaited = (statistics.median(each) for each in zip(*quietest(lambda: run(main), enough=1), strict=True))
+    assert lost < 0.05
+    assert awaited > 0.9
