@@ -1,0 +1,76 @@
+"""The same app once bare, and once with each instrumentation on. Each is built in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from fastapi import FastAPI
+
+VARIANTS = {
+    "bare": "no instrumentation",
+    "again": "the same again (A/A: the noise)",
+    "compiled": "**loopwatch**",
+    "exporting": "**loopwatch**, to OpenTelemetry too",
+    "pure": "loopwatch, pure Python",
+    "instrumentator": "prometheus-fastapi-instrumentator",
+    "fastapi-otel": "FastAPI's own OpenTelemetry metrics",
+    "contrib-otel": "opentelemetry-instrumentation-fastapi",
+    "aiocop": "aiocop",
+}
+
+
+def environ_of(variant: str) -> dict[str, str]:
+    """Return the environment of a variant's process."""
+    return {**os.environ, "BENCH_VARIANT": variant, "LOOPWATCH_PURE": "yes" if variant == "pure" else ""}
+
+
+def build(variant: str) -> FastAPI:
+    """Return the app of a variant, instrumented the way its documentation says."""
+    app = FastAPI(telemetry={"tracing": False, "logs": False, "metrics": variant == "fastapi-otel"})
+    routes(app)
+    if variant in {"compiled", "pure", "exporting"}:
+        import loopwatch  # noqa: PLC0415 # only in this variant's process
+
+        if variant == "exporting":
+            meter_provider()
+        loopwatch.install(app, loopwatch.Config(opentelemetry=variant == "exporting"))
+    elif variant == "instrumentator":
+        from prometheus_fastapi_instrumentator import Instrumentator  # noqa: PLC0415
+
+        Instrumentator().instrument(app).expose(app)
+    elif variant in {"fastapi-otel", "contrib-otel"}:
+        meter_provider()
+        if variant == "contrib-otel":
+            from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor  # noqa: PLC0415
+
+            FastAPIInstrumentor.instrument_app(app)
+    elif variant == "aiocop":
+        import aiocop  # noqa: PLC0415
+
+        aiocop.patch_audit_functions()
+        aiocop.start_blocking_io_detection()
+        aiocop.detect_slow_tasks(threshold_ms=30)
+    return app
+
+
+def routes(app: FastAPI) -> None:
+    """Add one route of each kind: a coroutine that suspends once, and a function for the thread pool."""
+
+    @app.get("/async/{item}")
+    async def suspends_once(item: int):
+        await asyncio.sleep(0)
+        return {"item": item}
+
+    @app.get("/def/{item}")
+    def in_a_thread(item: int):
+        return {"item": item}
+
+
+def meter_provider() -> None:
+    """Set a global meter provider that keeps metrics in memory: nothing is sent, as in loopwatch's case."""
+    from opentelemetry import metrics  # noqa: PLC0415
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: PLC0415
+
+    metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
