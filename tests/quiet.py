@@ -10,19 +10,49 @@ import time
 
 WAKE_SECONDS = 0.07
 QUIET_SECONDS = 0.002
+NOTING_SECONDS = 0.05
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 _STEAL = 8  # the column of /proc/stat: time that the host of a virtual machine gave to others
 
 
-def withheld(pid="self"):
-    """Return the seconds that the threads of a process were ready to run and got no CPU."""
-    seconds = 0.0
+def withheld_of_each(pid):
+    """Return the seconds that each thread of a process was ready to run and got no CPU, and the machine's."""
+    seconds = {}
     with contextlib.suppress(OSError):  # not on Linux
-        seconds = int(pathlib.Path("/proc/stat").read_text().split(maxsplit=9)[_STEAL]) * _TICK_SECONDS
+        stolen = pathlib.Path("/proc/stat").read_text().split(maxsplit=9)[_STEAL]
+        seconds["machine"] = int(stolen) * _TICK_SECONDS
         for thread in pathlib.Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):  # it has ended
-                seconds += int((thread / "schedstat").read_text().split()[1]) / 1e9
+                seconds[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
     return seconds
+
+
+def withheld(pid="self"):
+    """Return the seconds that the threads of a process were ready to run and got no CPU."""
+    return sum(withheld_of_each(pid).values())
+
+
+@contextlib.contextmanager
+def watching_what_is_withheld(pid):
+    """Note what the machine withholds from a process; yield what returns its seconds between two Unix times."""
+    stop, seen = threading.Event(), []
+
+    def note():
+        while not stop.wait(NOTING_SECONDS):
+            seen.append((time.time(), withheld_of_each(pid)))
+
+    def between(start, end):
+        before = [of_each for at, of_each in seen if at <= start][-1]
+        after = next(of_each for at, of_each in seen if at >= end)
+        return sum(max(0.0, seconds - before.get(thread, 0.0)) for thread, seconds in after.items())
+
+    thread = threading.Thread(target=note)
+    thread.start()
+    try:
+        yield between
+    finally:
+        stop.set()
+        thread.join()
 
 
 def quietest(measure, pid="self", enough=3, most=7):

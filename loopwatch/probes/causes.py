@@ -1,7 +1,7 @@
 """Why did the loop stand still? Evidence about its thread at two instants in, the cause of what lies between out.
 
-The evidence is Linux's where there is any: CPU clock and ``schedstat`` of the loop's thread, its voluntary
-context switches, the cgroup's throttling and what the host of a virtual machine took. A piece that is missing is
+The evidence is Linux's where there is any: CPU clock and ``schedstat`` of the loop's thread, its state and its
+voluntary context switches, the cgroup's throttling, what the host of a virtual machine took. A missing piece is
 ``None``, and what cannot be told from the rest is ``unknown``: nothing is guessed. Any thread.
 """
 
@@ -31,7 +31,10 @@ _OTHERS = 0.3
 """CPU used by other threads of the process, per second, that can hold the GIL enough to matter."""
 
 _TICK_NS = NANOSECONDS // os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0
+_CGROUP, _MACHINE = pathlib.Path("/sys/fs/cgroup/cpu.stat"), pathlib.Path("/proc/stat")
 _STEAL = 8  # the column of /proc/stat
+_SLEEPS = {"S", "D"}
+"""States of a thread that waits, for an event or a disk. One that is ready to run is ``R``, stolen CPU or not."""
 
 
 class Evidence(NamedTuple):
@@ -44,6 +47,7 @@ class Evidence(NamedTuple):
     run_queue: int | None = None
     withheld: int | None = None
     voluntary: int | None = None
+    asleep: bool | None = None
 
 
 _MOST_RECENT, _NOTABLE_NS = 16, 1_000_000
@@ -138,9 +142,13 @@ class Witness:
 
     def look(self) -> Evidence:
         """Take everything. Raises :class:`OSError` once the thread has ended."""
-        return self.glance()._replace(
+        found = self.glance()
+        status = _lines(self._status)
+        state = _after(status, "State:")
+        return found._replace(
             run_queue=_field(self._schedstat, 1),
-            voluntary=_labelled(self._status, "voluntary_ctxt_switches:"),
+            voluntary=_number(_after(status, "voluntary_ctxt_switches:")),
+            asleep=state.lstrip()[:1] in _SLEEPS if state else None,
             withheld=_withheld(),
         )
 
@@ -152,20 +160,29 @@ def _field(file: pathlib.Path, index: int) -> int | None:
         return None
 
 
-def _labelled(file: pathlib.Path, label: str) -> int | None:
+def _lines(file: pathlib.Path) -> list[str]:
     try:
-        for line in file.read_text().splitlines():
-            if line.startswith(label):
-                return int(line[len(label) :])
+        return file.read_text().splitlines()
     except (OSError, ValueError):
-        pass
-    return None
+        return []
+
+
+def _after(lines: list[str], label: str) -> str:
+    """Return what stands behind a label at a line's beginning; nothing if no line has it."""
+    return next((line[len(label) :] for line in lines if line.startswith(label)), "")
+
+
+def _number(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
 
 
 def _withheld() -> int | None:
     """Return how long the cgroup was throttled and the whole machine was given to others, in nanoseconds."""
-    throttled = _labelled(pathlib.Path("/sys/fs/cgroup/cpu.stat"), "throttled_usec ")
-    stolen = _field(pathlib.Path("/proc/stat"), _STEAL)
+    throttled = _number(_after(_lines(_CGROUP), "throttled_usec "))
+    stolen = _field(_MACHINE, _STEAL)
     if throttled is None and stolen is None:
         return None
     return (throttled or 0) * 1000 + (stolen or 0) * _TICK_NS
@@ -202,10 +219,18 @@ def cause_between(  # noqa: PLR0911 # one cause after the other, the surest firs
         return CAUSE_GIL
     asleep = 1 - cpu - (queued or 0.0)
     if asleep >= _MOST:
-        return CAUSE_BLOCKING
+        return CAUSE_STARVED if _never_slept(first, last) else CAUSE_BLOCKING
     if withheld is not None and cpu + min(withheld, asleep) + (queued or 0.0) >= _MOST and cpu < _HALF:
         return CAUSE_STARVED
     return CAUSE_UNKNOWN
+
+
+def _never_slept(first: Evidence, last: Evidence) -> bool:
+    """Tell for certain: ready to run at both ends, and no switch by itself in between.
+
+    Time that such a thread neither ran nor queued for was taken by the host of a virtual machine.
+    """
+    return first.asleep is last.asleep is False and first.voluntary == last.voluntary
 
 
 def stopped_for(first: Evidence, last: Evidence, gap: int) -> int:

@@ -7,13 +7,13 @@ import pytest
 from loopwatch.probes.causes import Evidence, cause_between, stopped_for
 from loopwatch.probes.remedies import remedy_for
 
-NONE = Evidence(at=0, cpu=0, process_cpu=0, in_gc=0, run_queue=0, withheld=0, voluntary=0)
+NONE = Evidence(at=0, cpu=0, process_cpu=0, in_gc=0, run_queue=0, withheld=0, voluntary=0, asleep=False)
 
 
 def after_half_a_second(**seconds_and_counts):
     """What was seen of 0.5 s: seconds, and counts of switches."""
     values = {
-        name: value if name == "voluntary" or value is None else round(value * 1e9)
+        name: value if name in {"voluntary", "asleep"} or value is None else round(value * 1e9)
         for name, value in seconds_and_counts.items()
     }
     return NONE._replace(**{"at": 500_000_000, **values})
@@ -23,11 +23,14 @@ def after_half_a_second(**seconds_and_counts):
     ("seen", "cause"),
     [
         # The first three are measured: a sleep, a Python loop, a Python loop beside one other busy thread.
-        ({"voluntary": 1}, "blocking"),
+        ({"voluntary": 1, "asleep": True}, "blocking"),
         ({"cpu": 0.5, "process_cpu": 0.5, "voluntary": 6}, "cpu"),
         ({"cpu": 0.26, "process_cpu": 0.5, "run_queue": 0.1, "voluntary": 93}, "gil"),
         ({"process_cpu": 0.5, "voluntary": 1}, "blocking"),
         ({"process_cpu": 0.02, "voluntary": 2000}, "blocking"),
+        ({"voluntary": 0, "asleep": True}, "blocking"),
+        ({"voluntary": 0, "asleep": None}, "blocking"),
+        ({"voluntary": 0, "asleep": False}, "starved"),
         ({"cpu": 0.1, "process_cpu": 0.1, "run_queue": 0.4, "voluntary": 2}, "starved"),
         ({"cpu": 0.1, "process_cpu": 0.1, "withheld": 0.4, "voluntary": 2}, "blocking"),
         ({"cpu": 0.2, "process_cpu": 0.2, "withheld": 0.4, "voluntary": 2}, "starved"),
