@@ -90,7 +90,7 @@ async def lifespan(app):
 
 
 app = FastAPI(lifespan=lifespan)
-watch = loopwatch.install(app)
+watch = loopwatch.install(app, loopwatch.Config.from_env())
 
 
 @app.get("/stalls")

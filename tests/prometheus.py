@@ -39,21 +39,25 @@ class Prometheus:
 @contextlib.contextmanager
 def prometheus(target, folder):
     """Run the server with the configuration of ``examples/``, pointed at ``target`` (host:port)."""
-    binary = shutil.which("prometheus")
-    if binary is None:
-        message = "no `prometheus` on the PATH: apt-get install -y --no-install-recommends prometheus"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    config = pathlib.Path(folder) / "prometheus.yml"
-    config.write_text((ROOT / "examples/prometheus.yml").read_text().replace("127.0.0.1:8000", target))
+    config = (ROOT / "examples/prometheus.yml").read_text().replace("127.0.0.1:8000", target)
+    with prometheus_with(config, folder) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def prometheus_with(config, folder, *options, binary=None):
+    """Run the server, the installed one or ``binary``, with a configuration of one's own."""
+    binary = binary or installed("prometheus", "prometheus")
+    file = pathlib.Path(folder) / "prometheus.yml"
+    file.write_text(config)
     address = f"127.0.0.1:{free_port()}"
     command = [
         binary,
-        f"--config.file={config}",
+        f"--config.file={file}",
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address={address}",
         "--log.level=error",
+        *options,
     ]
     with subprocess.Popen(command) as process:
         try:
@@ -62,3 +66,14 @@ def prometheus(target, folder):
             yield server
         finally:
             process.terminate()
+
+
+def installed(binary, package):
+    """Return where a binary is. Fails in CI, else skips, where it is not installed."""
+    found = shutil.which(binary)
+    if found is None:
+        message = f"no `{binary}` on the PATH: apt-get install -y --no-install-recommends {package}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found

@@ -1,0 +1,1 @@
+"""Grafana dashboards and Prometheus alerts for whoever is called at night, built from the catalogue."""

@@ -1,0 +1,197 @@
+"""*Loopwatch / Route*: one route in depth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dashboards import frame
+from dashboards.panels import (
+    CAUSE_COLOURS,
+    PER_SECOND,
+    RED,
+    ROUTE_UID,
+    SECONDS,
+    SHARE,
+    STATE_COLOURS,
+    YELLOW,
+    heatmap_panel,
+    lines_panel,
+    row,
+    stat_panel,
+    worst_panel,
+)
+from dashboards.promql import DASHBOARD, quantile, total
+from loopwatch import catalogue
+
+if TYPE_CHECKING:
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    from dashboards.alerts import Thresholds
+
+THIS = 'http_route="$route"'
+REQUESTS, BACKGROUND = 'phase="request"', 'phase="background"'
+
+
+def _mean(metric: catalogue.Metric) -> str:
+    return f"{_rate(metric, part='_sum')} / {_rate(metric, part='_count')}"
+
+
+def _rate(metric: catalogue.Metric, *matchers: str, part: str = "", by: tuple[str, ...] = ()) -> str:
+    return total(DASHBOARD.rate(metric, THIS, *matchers, part=part), *by)
+
+
+def _by_state(whole: str) -> str:
+    """Return the time of requests in each state, divided by something that has none."""
+    each = _rate(catalogue.REQUEST_TIME, REQUESTS, by=("state",))
+    return f"{each} / ignoring (state) group_left () {whole}"
+
+
+def route(thresholds: Thresholds) -> Dashboard:
+    """Return the dashboard."""
+    scope = DASHBOARD
+    blocks = ((thresholds.route_blocks, RED),)
+    dashboard = frame.frame(
+        ROUTE_UID, "Loopwatch / Route", "One route: its time by state, its stalls, and who suffers from it."
+    ).with_variable(
+        frame.variable("route", "Route", f"{scope.of(catalogue.REQUEST_TIME)}, http_route", several=False)
+    )
+    dashboard.with_row(row("Now"))
+    for panel in (
+        stat_panel(
+            "Requests",
+            "Requests that ended, a second.",
+            _rate(catalogue.REQUEST_DURATION, part="_count"),
+            "reqps",
+            width=5,
+        ),
+        stat_panel(
+            "Duration, p95",
+            "How long 1 in 20 requests takes, at least.",
+            quantile(scope, 0.95, catalogue.REQUEST_DURATION, matchers=(THIS,)),
+            SECONDS,
+            width=5,
+        ),
+        stat_panel(
+            "CPU of a request",
+            "Mean CPU time of a request, on the loop and in threads.",
+            _mean(catalogue.REQUEST_CPU),
+            SECONDS,
+            width=5,
+        ),
+        stat_panel(
+            "Waiting of a request",
+            "Mean time of a request in which it used no CPU.",
+            _mean(catalogue.REQUEST_WAIT),
+            SECONDS,
+            width=5,
+        ),
+        stat_panel(
+            "Holds the loop off CPU",
+            "Seconds a second for which the route blocked the event loop without computing.",
+            _rate(catalogue.REQUEST_TIME, 'state="loop_blocked"'),
+            PER_SECOND,
+            blocks,
+        ),
+    ):
+        dashboard.with_panel(panel)
+    dashboard.with_row(row("Wait versus CPU"))
+    for panel in (
+        heatmap_panel(
+            "Waiting",
+            "Requests a second by the time in which they used no CPU.",
+            _rate(catalogue.REQUEST_WAIT, part="_bucket", by=("le",)),
+        ),
+        heatmap_panel(
+            "CPU",
+            "Requests a second by the CPU time that they used.",
+            _rate(catalogue.REQUEST_CPU, part="_bucket", by=("le",)),
+        ),
+        lines_panel(
+            "Duration",
+            "Quantiles of the duration of requests. A diamond is an exemplar, where the exporter gives any: it "
+            "leads to its trace.",
+            [
+                (quantile(scope, share, catalogue.REQUEST_DURATION, matchers=(THIS,)), legend)
+                for share, legend in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
+            ],
+            SECONDS,
+            exemplars=True,
+        ),
+        lines_panel(
+            "Requests, by status",
+            "Requests that ended, a second, by class of status.",
+            [
+                (
+                    _rate(catalogue.REQUEST_DURATION, part="_count", by=("http_response_status_class",)),
+                    "{{http_response_status_class}}",
+                )
+            ],
+            "reqps",
+            stacked=True,
+            colours={"2xx": "green", "3xx": "blue", "4xx": "orange", "5xx": "red"},
+        ),
+    ):
+        dashboard.with_panel(panel)
+    dashboard.with_row(row("States"))
+    for panel in (
+        lines_panel(
+            "A request's time, by state",
+            "Seconds of an average request in each state; together its duration.",
+            [(_by_state(_rate(catalogue.REQUEST_DURATION, part="_count")), "{{state}}")],
+            SECONDS,
+            stacked=True,
+            colours=STATE_COLOURS,
+        ),
+        lines_panel(
+            "Background work, by state",
+            "Seconds a second of what goes on after the response.",
+            [(_rate(catalogue.REQUEST_TIME, BACKGROUND, by=("state",)), "{{state}}")],
+            PER_SECOND,
+            stacked=True,
+            colours=STATE_COLOURS,
+        ),
+    ):
+        dashboard.with_panel(panel)
+    dashboard.with_row(row("Stalls, and who suffers"))
+    for panel in (
+        lines_panel(
+            "Time in stalls, by cause",
+            "Seconds a second in which this route held the loop for longer than the threshold (0.1 s).",
+            [(_rate(catalogue.LOOP_STALL_TIME, by=("cause",)), "{{cause}}")],
+            PER_SECOND,
+            stacked=True,
+            colours=CAUSE_COLOURS,
+            width=8,
+        ),
+        worst_panel(
+            "Whom it holds up",
+            "Seconds a second for which requests of other routes were due while this one held the loop.",
+            total(scope.rate(catalogue.REQUEST_VICTIM_TIME, 'blocker="$route"'), "http_route"),
+            "{{http_route}}",
+            PER_SECOND,
+            blocks,
+            width=8,
+        ),
+        worst_panel(
+            "Who holds it up",
+            "Seconds a second for which this route's requests were due while another held the loop.",
+            _rate(catalogue.REQUEST_VICTIM_TIME, by=("blocker",)),
+            "{{blocker}}",
+            PER_SECOND,
+            ((thresholds.route_blocks, YELLOW),),
+            leads_to="blocker",
+            width=8,
+        ),
+        lines_panel(
+            "Share of the time in each state",
+            "The same, of a whole: the largest is what to change for the route to be faster.",
+            [(_by_state(_rate(catalogue.REQUEST_TIME, REQUESTS)), "{{state}}")],
+            SHARE,
+            stacked=True,
+            colours=STATE_COLOURS,
+            most=1,
+            width=24,
+        ),
+    ):
+        dashboard.with_panel(panel)
+    return dashboard.build()
