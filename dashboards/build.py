@@ -25,8 +25,6 @@ DURATION = re.compile(r"(\d+(ms|[smhdwy]))+")
 
 
 def _json(dashboard: Dashboard) -> str:
-    for number, panel in enumerate(dashboard.panels or [], start=1):
-        panel.id_val = number
     return json.dumps(dashboard, cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard
 
 from dashboards.panels import DATASOURCE
-from dashboards.promql import DASHBOARD
+from dashboards.promql import Scope
 from loopwatch import catalogue
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Panels = list[Builder[dashboard.Panel]]
+SCOPE = Scope(('job=~"$job"', 'instance=~"$instance"'), "$__rate_interval")
 TAG = "loopwatch"
-RESTARTED = f"sum by (instance) (resets({DASHBOARD.of(catalogue.LOOP_ITERATIONS)}[1m])) > 0"
+RESTARTED = f"sum by (instance) (resets({SCOPE.of(catalogue.LOOP_ITERATIONS)}[1m])) > 0"
 FIRING = 'ALERTS{alertname=~"Loopwatch.*", alertstate="firing"}'
 
 
@@ -74,3 +82,15 @@ def frame(uid: str, title: str, description: str) -> builders.Dashboard:
             _annotation("Firing alerts", FIRING, "red", "{{alertname}}", "{{instance}} {{http_route}} {{pool}}")
         )
     )
+
+
+def filled(empty: builders.Dashboard, rows: Iterable[tuple[str, Panels]]) -> dashboard.Dashboard:
+    """Return the dashboard with its panels, below the heading of their row."""
+    for heading, panels in rows:
+        empty.with_row(builders.Row(heading))
+        for panel in panels:
+            empty.with_panel(panel)
+    built = empty.build()
+    for number, panel_or_row in enumerate(built.panels or [], start=1):
+        panel_or_row.id_val = number
+    return built

@@ -26,7 +26,7 @@ CAUSE_COLOURS = dict(zip(CAUSES, (ORANGE, RED, "purple", "blue", "yellow", GREY)
 Steps = tuple[tuple[float, str], ...]
 """From which value on which colour; what lies below the first is green."""
 
-_FULL, _STATS_HEIGHT, _HEIGHT = 24, 4, 8
+_STATS_HEIGHT, _HEIGHT = 4, 8
 
 
 def _thresholds(steps: Steps) -> builders.ThresholdsConfig:
@@ -197,8 +197,3 @@ def heatmap_panel(
         .height(_HEIGHT)
         .span(width)
     )
-
-
-def row(title: str) -> builders.Row:
-    """A heading between panels."""
-    return builders.Row(title)

@@ -35,9 +35,6 @@ class Scope:
         return f"rate({self.of(metric, *matchers, part=part)}[{self.window}])"
 
 
-DASHBOARD = Scope(('job=~"$job"', 'instance=~"$instance"'), "$__rate_interval")
-
-
 def total(expression: str, *labels: str) -> str:
     """Return the sum, by these labels; of all where there are none."""
     return f"sum by ({', '.join(labels)}) ({expression})" if labels else f"sum({expression})"

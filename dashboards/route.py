@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dashboards import frame
+from dashboards.frame import SCOPE, Panels, filled, frame, variable
 from dashboards.panels import (
     CAUSE_COLOURS,
     PER_SECOND,
@@ -16,11 +16,10 @@ from dashboards.panels import (
     YELLOW,
     heatmap_panel,
     lines_panel,
-    row,
     stat_panel,
     worst_panel,
 )
-from dashboards.promql import DASHBOARD, quantile, total
+from dashboards.promql import quantile, total
 from loopwatch import catalogue
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def _mean(metric: catalogue.Metric) -> str:
 
 
 def _rate(metric: catalogue.Metric, *matchers: str, part: str = "", by: tuple[str, ...] = ()) -> str:
-    return total(DASHBOARD.rate(metric, THIS, *matchers, part=part), *by)
+    return total(SCOPE.rate(metric, THIS, *matchers, part=part), *by)
 
 
 def _by_state(whole: str) -> str:
@@ -46,17 +45,8 @@ def _by_state(whole: str) -> str:
     return f"{each} / ignoring (state) group_left () {whole}"
 
 
-def route(thresholds: Thresholds) -> Dashboard:
-    """Return the dashboard."""
-    scope = DASHBOARD
-    blocks = ((thresholds.route_blocks, RED),)
-    dashboard = frame.frame(
-        ROUTE_UID, "Loopwatch / Route", "One route: its time by state, its stalls, and who suffers from it."
-    ).with_variable(
-        frame.variable("route", "Route", f"{scope.of(catalogue.REQUEST_TIME)}, http_route", several=False)
-    )
-    dashboard.with_row(row("Now"))
-    for panel in (
+def _now(thresholds: Thresholds) -> Panels:
+    return [
         stat_panel(
             "Requests",
             "Requests that ended, a second.",
@@ -67,7 +57,7 @@ def route(thresholds: Thresholds) -> Dashboard:
         stat_panel(
             "Duration, p95",
             "How long 1 in 20 requests takes, at least.",
-            quantile(scope, 0.95, catalogue.REQUEST_DURATION, matchers=(THIS,)),
+            quantile(SCOPE, 0.95, catalogue.REQUEST_DURATION, matchers=(THIS,)),
             SECONDS,
             width=5,
         ),
@@ -90,12 +80,13 @@ def route(thresholds: Thresholds) -> Dashboard:
             "Seconds a second for which the route blocked the event loop without computing.",
             _rate(catalogue.REQUEST_TIME, 'state="loop_blocked"'),
             PER_SECOND,
-            blocks,
+            ((thresholds.route_blocks, RED),),
         ),
-    ):
-        dashboard.with_panel(panel)
-    dashboard.with_row(row("Wait versus CPU"))
-    for panel in (
+    ]
+
+
+def _wait_and_cpu() -> Panels:
+    return [
         heatmap_panel(
             "Waiting",
             "Requests a second by the time in which they used no CPU.",
@@ -111,7 +102,7 @@ def route(thresholds: Thresholds) -> Dashboard:
             "Quantiles of the duration of requests. A diamond is an exemplar, where the exporter gives any: it "
             "leads to its trace.",
             [
-                (quantile(scope, share, catalogue.REQUEST_DURATION, matchers=(THIS,)), legend)
+                (quantile(SCOPE, share, catalogue.REQUEST_DURATION, matchers=(THIS,)), legend)
                 for share, legend in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
             ],
             SECONDS,
@@ -130,10 +121,11 @@ def route(thresholds: Thresholds) -> Dashboard:
             stacked=True,
             colours={"2xx": "green", "3xx": "blue", "4xx": "orange", "5xx": "red"},
         ),
-    ):
-        dashboard.with_panel(panel)
-    dashboard.with_row(row("States"))
-    for panel in (
+    ]
+
+
+def _states() -> Panels:
+    return [
         lines_panel(
             "A request's time, by state",
             "Seconds of an average request in each state; together its duration.",
@@ -150,10 +142,11 @@ def route(thresholds: Thresholds) -> Dashboard:
             stacked=True,
             colours=STATE_COLOURS,
         ),
-    ):
-        dashboard.with_panel(panel)
-    dashboard.with_row(row("Stalls, and who suffers"))
-    for panel in (
+    ]
+
+
+def _stalls(thresholds: Thresholds) -> Panels:
+    return [
         lines_panel(
             "Time in stalls, by cause",
             "Seconds a second in which this route held the loop for longer than the threshold (0.1 s).",
@@ -166,10 +159,10 @@ def route(thresholds: Thresholds) -> Dashboard:
         worst_panel(
             "Whom it holds up",
             "Seconds a second for which requests of other routes were due while this one held the loop.",
-            total(scope.rate(catalogue.REQUEST_VICTIM_TIME, 'blocker="$route"'), "http_route"),
+            total(SCOPE.rate(catalogue.REQUEST_VICTIM_TIME, 'blocker="$route"'), "http_route"),
             "{{http_route}}",
             PER_SECOND,
-            blocks,
+            ((thresholds.route_blocks, RED),),
             width=8,
         ),
         worst_panel(
@@ -192,6 +185,20 @@ def route(thresholds: Thresholds) -> Dashboard:
             most=1,
             width=24,
         ),
-    ):
-        dashboard.with_panel(panel)
-    return dashboard.build()
+    ]
+
+
+def route(thresholds: Thresholds) -> Dashboard:
+    """Return the dashboard."""
+    dashboard = frame(
+        ROUTE_UID, "Loopwatch / Route", "One route: its time by state, its stalls, and who suffers from it."
+    ).with_variable(variable("route", "Route", f"{SCOPE.of(catalogue.REQUEST_TIME)}, http_route", several=False))
+    return filled(
+        dashboard,
+        [
+            ("Now", _now(thresholds)),
+            ("Wait versus CPU", _wait_and_cpu()),
+            ("States", _states()),
+            ("Stalls, and who suffers", _stalls(thresholds)),
+        ],
+    )

@@ -32,6 +32,7 @@ _OTHERS = 0.3
 
 _TICK_NS = NANOSECONDS // os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0
 _CGROUP, _MACHINE = pathlib.Path("/sys/fs/cgroup/cpu.stat"), pathlib.Path("/proc/stat")
+_OWN_SCHEDSTAT = pathlib.Path("/proc/thread-self/schedstat")
 _STEAL = 8  # the column of /proc/stat
 _SLEEPS = {"S", "D"}
 """States of a thread that waits, for an event or a disk. One that is ready to run is ``R``, stolen CPU or not."""
@@ -233,12 +234,18 @@ def _never_slept(first: Evidence, last: Evidence) -> bool:
     return first.asleep is last.asleep is False and first.voluntary == last.voluntary
 
 
-def stopped_for(first: Evidence, last: Evidence, gap: int) -> int:
+def own_queued() -> int:
+    """Return for how long the calling thread has waited for a CPU so far, in nanoseconds; 0 where nobody tells."""
+    return _field(_OWN_SCHEDSTAT, 1) or 0
+
+
+def stopped_for(first: Evidence, last: Evidence, gap: int, queued: int) -> int:
     """Return for how much of ``gap`` the whole process stood still: by SIGSTOP, or because the machine slept.
 
-    Nothing of it ran then, and nothing of it waited to: a thread that waits for a CPU leaves traces.
+    Nothing of it ran then, and nothing of it waited to: a thread that waits for a CPU leaves traces. ``queued`` is
+    for how long the one that came too late did.
     """
-    accounted = last.process_cpu - first.process_cpu
+    accounted = last.process_cpu - first.process_cpu + queued
     for before, after in ((first.run_queue, last.run_queue), (first.withheld, last.withheld)):
         if before is not None and after is not None:
             accounted += after - before

@@ -15,7 +15,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from loopwatch.histogram import NANOSECONDS
-from loopwatch.probes.causes import Evidence, Witness, cause_between, stopped_for
+from loopwatch.probes.causes import Evidence, Witness, cause_between, own_queued, stopped_for
 from loopwatch.probes.frames import Line, Sample, Sampler
 from loopwatch.probes.remedies import remedy_for
 from loopwatch.readings import Stall
@@ -178,6 +178,7 @@ class StallsProbe:
         self._before: Evidence | None = None
         self._full: Evidence | None = None
         self._switches = 0
+        self._queued = 0
         self._stops: list[tuple[int, int, int]] = []
         self._unix_offset = 0.0
         self.cpu_seconds = 0.0
@@ -278,6 +279,7 @@ class StallsProbe:
             # Files are read without the GIL, and a loop that polls all the time makes it hard to get back.
             idle = self._lookout is None or self._lookout.idle
             self._full = witness.look() if idle else None
+            self._queued = own_queued()
         return held
 
     def _seen_between(self, start: int, end: int) -> _Period | None:
@@ -312,7 +314,7 @@ class StallsProbe:
         if (switches - self._switches) * _GIL_INTERVAL_NS > gap * _HALF:
             return True
         first = (self._full or before)._replace(process_cpu=before.process_cpu)
-        stopped = stopped_for(first, witness.look(), gap)
+        stopped = stopped_for(first, witness.look(), gap, own_queued() - self._queued)
         if stopped > _LATE_NS:
             self._stops = [*self._stops[-_MOST_STOPS:], (due, now, stopped)]
         return False

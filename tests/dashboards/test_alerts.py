@@ -10,6 +10,8 @@ from tests.prometheus import installed
 from tests.serving import ROOT
 from tests.trixie import fetched
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(params=["installed", "trixie"])
 def promtool(request):

@@ -15,6 +15,8 @@ from dashboards.alerts import Thresholds, rules
 from loopwatch import catalogue
 from tests.serving import ROOT
 
+pytestmark = pytest.mark.once
+
 FOLDER = ROOT / "dashboards"
 DASHBOARDS = ("loopwatch-overview", "loopwatch-route")
 SERVED = {

@@ -9,11 +9,14 @@ import subprocess
 import threading
 
 import httpx
+import pytest
 import yaml
 
 from dashboards import alerts
 from tests.prometheus import installed, prometheus_with
 from tests.serving import ROOT, free_port, serve, wait_until
+
+pytestmark = pytest.mark.once
 
 QUICK = alerts.Thresholds(window="5s", route_blocks_for="2s")
 NAME, ROUTE = "LoopwatchRouteBlocksLoop", "/mistake/sleep"

@@ -16,6 +16,8 @@ from tests.prometheus import prometheus_with
 from tests.serving import ROOT, serve, wait_until
 from tests.trixie import fetched
 
+pytestmark = pytest.mark.once
+
 ROUTE = "/mistake/background"
 """It stalls, works on after its response, holds others up and is held up by them."""
 

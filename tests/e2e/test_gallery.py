@@ -140,11 +140,12 @@ def test_a_mistake_is_named(gallery, name):
 
 
 def test_an_unbounded_fan_out_is_named(gallery):
-    """All its requests begin in one iteration; when the answers come, there may be further stalls."""
+    """Making them, or beginning them all in one iteration, is the first stall; the answers may be further ones."""
     started = time.time()
     visit(gallery, "/mistake/fanout")
     stall = stalls_since(gallery, started)[0]
-    assert (stall["route"], stall["function"].partition(":")[2]) == ("/mistake/fanout", "fetch")
+    assert stall["route"] == "/mistake/fanout"
+    assert stall["function"].partition(":")[2] in {"fan_out", "fetch"}
     assert stall["cause"] in {"cpu", *NOT_ENOUGH_CPU}
 
 
@@ -155,6 +156,7 @@ def test_every_cure_is_silent(gallery):
     assert stalls_since(gallery, started + 0.1) == []
 
 
+@pytest.mark.timeout(180 + LOAD_SECONDS)
 def test_cures_under_load_are_silent(gallery):
     """What the machine takes away from the app may be a stall, but none that the app is blamed for."""
     started = time.time()

@@ -56,9 +56,10 @@ def test_no_time_at_all_tells_nothing():
 
 def test_a_process_was_stopped_for_the_time_in_which_nothing_of_it_ran_or_waited_for_a_cpu():
     half = 500_000_000
-    assert stopped_for(NONE, after_half_a_second(), half) == half
-    assert stopped_for(NONE, after_half_a_second(process_cpu=0.4), half) == half // 5
-    assert stopped_for(NONE, after_half_a_second(run_queue=0.5), half) == 0
+    assert stopped_for(NONE, after_half_a_second(), half, 0) == half
+    assert stopped_for(NONE, after_half_a_second(), half, half // 2) == half // 2
+    assert stopped_for(NONE, after_half_a_second(process_cpu=0.4), half, 0) == half // 5
+    assert stopped_for(NONE, after_half_a_second(run_queue=0.5), half, 0) == 0
 
 
 @pytest.mark.parametrize(

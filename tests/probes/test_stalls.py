@@ -169,6 +169,38 @@ def test_a_process_that_was_stopped_has_not_stalled(loop_kind):
         assert process.stdout.readline() == "[]\n"
 
 
+LATE_STALLS, LATE_STALL_SECONDS = 10, 0.2
+
+
+@pytest.mark.blocks
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="only Linux lets a thread wait for everybody else")
+def test_a_watcher_that_gets_no_cpu_does_not_take_the_process_for_stopped():
+    """While the loop sleeps nothing of the process runs; but its watcher wants to, and that is no SIGSTOP.
+
+    On asyncio, whose clock tells each stall by itself: on uvloop the watcher may take two for one then.
+    """
+
+    async def main():
+        async with LoopWatch() as watch:
+            await asyncio.sleep(0.2)
+            (watcher,) = [thread for thread in threading.enumerate() if thread.name == "loopwatch-watcher"]
+            hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+            try:
+                os.sched_setscheduler(watcher.native_id, os.SCHED_IDLE, os.sched_param(0))
+                for _ in range(LATE_STALLS):
+                    block_loop(LATE_STALL_SECONDS)
+                    await asyncio.sleep(0.05)
+            finally:
+                for hog in hogs:
+                    hog.kill()
+                    hog.wait()
+        return watch
+
+    watch = asyncio.run(main())
+    wait_until(lambda: len(watch.stalls) >= LATE_STALLS, f"{LATE_STALLS} stalls", 5)
+    assert min(stall.duration for stall in watch.stalls[:LATE_STALLS]) >= LATE_STALL_SECONDS * 0.95
+
+
 @pytest.mark.blocks
 def test_the_log_tells_of_a_long_stall_before_it_ends(run, caplog):
     caplog.set_level("WARNING", "loopwatch")
