@@ -10,8 +10,8 @@ from dashboards.frame import SCOPE, Panels, filled, frame, variable
 from dashboards.panels import (
     CAUSE_COLOURS,
     GREEN,
+    NUMBER,
     ORANGE,
-    PER_SECOND,
     RED,
     SECONDS,
     SHARE,
@@ -72,11 +72,12 @@ def _verdict(thresholds: Thresholds) -> Panels:
     return [
         stat_panel(
             "What is wrong",
-            "What takes the most time of the worst process now: seconds a second in which its loop was held, or a "
-            "pool was full and work waited. Waiting for upstream: requests are slow, but only await.",
+            "What takes the most time of the worst process: for what share of it the loop was held, or a pool was "
+            "full and work waited. Waiting for upstream: requests are slow, but only await.",
             verdict(
                 SCOPE,
                 lost=thresholds.route_blocks,
+                late=thresholds.lag_warning,
                 queue_seconds=thresholds.queue,
                 stuck_seconds=thresholds.stuck,
                 slow_seconds=SLOW_SECONDS,
@@ -104,7 +105,7 @@ def _verdict(thresholds: Thresholds) -> Panels:
             width=3,
         ),
         stat_panel(
-            "Worst worker: lag in the last minute",
+            "Worst worker's lag",
             "The process whose loop was held the longest in the last 60 seconds, a stall in progress included.",
             f"topk(1, max by (instance) ({SCOPE.of(catalogue.LOOP_LAG_MAX)}))",
             SECONDS,
@@ -126,7 +127,7 @@ def _verdict(thresholds: Thresholds) -> Panels:
             "What took the most time. blocking: a call slept in the kernel. cpu: it computed. gil: another thread "
             "held the GIL. starved: the machine gave the CPU to others. gc: garbage collection.",
             f"topk(1, {stalled(SCOPE, 'cause')} > 0)",
-            PER_SECOND,
+            SHARE,
             legend="{{cause}}",
             shows=BigValueTextMode.VALUE_AND_NAME,
             colours=CAUSE_COLOURS,
@@ -144,8 +145,9 @@ def _loop(thresholds: Thresholds) -> Panels:
             total(SCOPE.rate(catalogue.LOOP_LAG, part="_bucket"), "le"),
         ),
         lines_panel(
-            "Lag: half, 99 in 100, worst",
-            "Quantiles of the lag of all processes, and the worst of the last minute.",
+            "Lag: p50, p99, worst",
+            "Quantiles of the lag of all processes, interpolated between bounds of the histogram, and the worst of "
+            "the last minute.",
             [
                 (lag(SCOPE, 0.5), "p50"),
                 (lag(SCOPE, 0.99), "p99"),
@@ -178,55 +180,59 @@ def _why(thresholds: Thresholds) -> Panels:
     return [
         lines_panel(
             "Time in stalls, by cause",
-            "Seconds a second in which the loop was held for longer than the threshold (0.1 s), of all processes.",
+            "The share of the time in which a loop was held for longer than 0.1 s; several processes add up.",
             [(stalled(SCOPE, "cause"), "{{cause}}")],
-            PER_SECOND,
+            SHARE,
             stacked=True,
             colours=CAUSE_COLOURS,
         ),
         worst_panel(
             "Stalls: who, and why",
-            "Seconds a second in stalls, by the route that held the loop; _none: a task or callback of no request. "
+            "The share of the time in stalls, by the route that held the loop; _none: what belongs to no request. "
             "The log has line and remedy.",
             total(SCOPE.rate(catalogue.LOOP_STALL_TIME, SOME_ROUTES), "http_route", "cause"),
             "{{http_route}} {{cause}}",
-            PER_SECOND,
+            SHARE,
             ((thresholds.route_blocks, RED),),
         ),
     ]
 
 
 def _who(thresholds: Thresholds) -> Panels:
+    time_of_requests = SCOPE.rate(catalogue.REQUEST_TIME, SOME_ROUTES)
+    over_all = f"increase({SCOPE.of(catalogue.REQUEST_TIME, SOME_ROUTES)}[$__range] @ end())"
+    largest = f"topk(5, {total(over_all, 'http_route')})"  # the same at each step
     return [
         lines_panel(
-            "Time of each route, by state",
-            "Seconds a second that requests of a route spend in each state; the ten largest. loop_blocked holds "
-            "the loop without computing, loop_wait is due while another does, thread_queue waits for a thread.",
+            "Requests in each state, by route",
+            "How many requests are in each state at a time, on average, of the five routes that take most time. "
+            "loop_blocked holds the loop without computing, loop_wait is due while another does, thread_queue "
+            "waits for a thread.",
             [
                 (
-                    f"topk(10, {total(SCOPE.rate(catalogue.REQUEST_TIME, SOME_ROUTES), 'http_route', 'state')})",
+                    f"{total(time_of_requests, 'http_route', 'state')} and on (http_route) {largest}",
                     "{{http_route}} {{state}}",
                 )
             ],
-            PER_SECOND,
+            NUMBER,
             stacked=True,
             colours=STATE_COLOURS,
             width=24,
         ),
         worst_panel(
             "Worst blockers",
-            "Seconds a second for which a route held the loop off CPU, short blocks that are no stall included.",
+            "The share of the time in which a route held a loop off CPU, short blocks that are no stall included.",
             total(SCOPE.rate(catalogue.REQUEST_TIME, 'state="loop_blocked"', SOME_ROUTES), "http_route"),
             "{{http_route}}",
-            PER_SECOND,
+            SHARE,
             ((thresholds.route_blocks, RED),),
         ),
         worst_panel(
             "Worst victims, and by whom",
-            "Seconds a second for which requests were due while a step of another route held the loop.",
+            "How many requests were due at a time, on average, while a step of another route held the loop.",
             total(SCOPE.rate(catalogue.REQUEST_VICTIM_TIME, SOME_ROUTES), "http_route", "blocker"),
             "{{http_route}} held up by {{blocker}}",
-            PER_SECOND,
+            NUMBER,
             ((thresholds.route_blocks, YELLOW),),
         ),
     ]

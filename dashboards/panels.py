@@ -8,7 +8,7 @@ from grafana_foundation_sdk.builders import bargauge, common, heatmap, prometheu
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import common as looks
 from grafana_foundation_sdk.models import dashboard, units
-from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode, HeatmapColorScale
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from loopwatch.catalogue import CAUSES, STATES
@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 ROUTE_UID = "loopwatch-route"
-SECONDS, SHARE, PER_SECOND = units.Seconds, units.PercentUnit, "s/s"
+SECONDS, SHARE, NUMBER, PER_SECOND = units.Seconds, units.PercentUnit, units.Short, units.RequestsPerSecond
 GREEN, YELLOW, ORANGE, RED, GREY = "green", "yellow", "orange", "red", "#8e8e99"
 DATASOURCE = looks.DataSourceRef(type_val="prometheus", uid="${datasource}")
-STATE_COLOURS = dict(zip(STATES, (ORANGE, RED, "yellow", "light-blue", "purple", "dark-red", GREY), strict=True))
+STATE_COLOURS = dict(zip(STATES, (ORANGE, RED, "yellow", "light-blue", "purple", "dark-blue", GREY), strict=True))
 CAUSE_COLOURS = dict(zip(CAUSES, (ORANGE, RED, "purple", "blue", "yellow", GREY), strict=True))
 
 Steps = tuple[tuple[float, str], ...]
 """From which value on which colour; what lies below the first is green."""
 
-_STATS_HEIGHT, _HEIGHT = 4, 8
+_STATS_HEIGHT, _HEIGHT, _BAR_TEXT = 4, 8, 14
+_NARROW, _WORST = 8, 6
+_STEADY = "1m"
+"""Over what time, at least, figures that stand alone are taken: else they flicker."""
 
 
 def _thresholds(steps: Steps) -> builders.ThresholdsConfig:
@@ -68,7 +71,8 @@ def stat_panel(
         .unit(unit)
         .thresholds(_thresholds(steps))
         .color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
-        .color_mode(looks.BigValueColorMode.BACKGROUND)
+        .color_mode(looks.BigValueColorMode.BACKGROUND if steps or colours else looks.BigValueColorMode.NONE)
+        .interval(_STEADY)
         .graph_mode(looks.BigValueGraphMode.NONE)
         .text_mode(shows)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
@@ -123,7 +127,7 @@ def lines_panel(
         .legend(
             common.VizLegendOptions()
             .display_mode(looks.LegendDisplayMode.TABLE)
-            .placement(looks.LegendPlacement.RIGHT)
+            .placement(looks.LegendPlacement.BOTTOM if width <= _NARROW else looks.LegendPlacement.RIGHT)
             .show_legend(True)
             .calcs(["lastNotNull", "max"])
         )
@@ -133,8 +137,17 @@ def lines_panel(
     )
     if most is not None:
         panel.max(most)
+    elif steps:
+        panel.axis_soft_max(steps[-1][0] * 1.2)
     for number, (expression, legend) in enumerate(queries):
         panel.with_target(_query(expression, legend, chr(ord("A") + number)).range().exemplar(exemplars))
+    panel.override_by_regexp(
+        "/\\slimit$/",
+        [
+            dashboard.DynamicConfigValue("custom.fillOpacity", 0),
+            dashboard.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [8, 8]}),
+        ],
+    )
     for word, colour in (colours or {}).items():
         panel.override_by_regexp(f"/(^|\\s){word}$/", _fixed(colour))
     return panel
@@ -159,20 +172,28 @@ def worst_panel(
         .title(title)
         .description(description)
         .datasource(DATASOURCE)
-        .with_target(_query(f"sort_desc(topk(10, {expression}))", legend).instant())
+        .with_target(_query(f"sort_desc(topk({_WORST}, {expression} > 0))", legend).instant())
         .unit(unit)
         .min(0)
         .thresholds(_thresholds(steps))
         .color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
         .orientation(looks.VizOrientation.HORIZONTAL)
         .display_mode(looks.BarGaugeDisplayMode.BASIC)
-        .name_placement(looks.BarGaugeNamePlacement.LEFT)
+        .name_placement(looks.BarGaugeNamePlacement.TOP)
+        .text(common.VizTextDisplayOptions().title_size(_BAR_TEXT).value_size(_BAR_TEXT))
+        .interval(_STEADY)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .no_value("none")
         .data_links([there])
         .height(_HEIGHT)
         .span(width)
     )
+
+
+def _shades() -> heatmap.HeatmapColorOptions:
+    """Return colours in which one request in a thousand can still be seen."""
+    shades = heatmap.HeatmapColorOptions().mode(HeatmapColorMode.OPACITY).fill("dark-orange")
+    return shades.scale(HeatmapColorScale.EXPONENTIAL).exponent(0.3).scheme("Oranges").steps(64)
 
 
 def heatmap_panel(
@@ -188,9 +209,7 @@ def heatmap_panel(
         .unit(unit)
         .thresholds(_thresholds(()))
         .calculate(False)
-        .color(
-            heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64).exponent(0.4)
-        )
+        .color(_shades())
         .y_axis(heatmap.YAxisConfig().unit(unit))
         .cell_gap(1)
         .show_legend()

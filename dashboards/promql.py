@@ -90,11 +90,13 @@ def used(scope: Scope, *labels: str) -> str:
     return f"{total(in_use, *labels, 'pool')} / {total(limit, *labels, 'pool')}"
 
 
-def verdict(scope: Scope, *, lost: float, queue_seconds: float, stuck_seconds: float, slow_seconds: float) -> str:
+def verdict(
+    scope: Scope, *, lost: float, late: float, queue_seconds: float, stuck_seconds: float, slow_seconds: float
+) -> str:
     """Return one series, whose label ``verdict`` names what costs the most.
 
     Each accusation is weighed by the seconds a second that it takes, of the worst process. ``lost`` is what has to
-    come together until the app is no longer healthy.
+    come together until the app is no longer healthy; where p99 lag is above ``late``, it is not, however little.
     """
     blocked = in_state(scope, "loop_blocked", "instance")
     innocent = f"({stalled(scope, 'instance', causes='gil|starved|gc')} or 0 * {blocked})"
@@ -102,7 +104,7 @@ def verdict(scope: Scope, *, lost: float, queue_seconds: float, stuck_seconds: f
     duration = quantile(scope, 0.95, catalogue.REQUEST_DURATION)
     awaiting = f"{in_state(scope, 'await')} / {total(scope.rate(catalogue.REQUEST_TIME))}"
     weighed = {
-        ("healthy", ""): f"vector({lost})",
+        ("healthy", ""): f"{lost} * ({lag(scope, 0.99)} <= bool {late}) or vector({lost})",
         ("loop stuck", ""): f"max({heartbeat_age(scope, 'instance')} > {stuck_seconds})",
         ("loop blocked", ""): f"max({blocked} - {innocent})",
         ("CPU bound", "stalls"): f"max({stalled(scope, 'instance', causes='cpu')})",

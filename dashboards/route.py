@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dashboards.frame import SCOPE, Panels, filled, frame, variable
 from dashboards.panels import (
     CAUSE_COLOURS,
+    NUMBER,
     PER_SECOND,
     RED,
     ROUTE_UID,
@@ -51,7 +52,7 @@ def _now(thresholds: Thresholds) -> Panels:
             "Requests",
             "Requests that ended, a second.",
             _rate(catalogue.REQUEST_DURATION, part="_count"),
-            "reqps",
+            PER_SECOND,
             width=5,
         ),
         stat_panel(
@@ -77,9 +78,9 @@ def _now(thresholds: Thresholds) -> Panels:
         ),
         stat_panel(
             "Holds the loop off CPU",
-            "Seconds a second for which the route blocked the event loop without computing.",
+            "The share of the time in which the route held an event loop without computing.",
             _rate(catalogue.REQUEST_TIME, 'state="loop_blocked"'),
-            PER_SECOND,
+            SHARE,
             ((thresholds.route_blocks, RED),),
         ),
     ]
@@ -117,7 +118,7 @@ def _wait_and_cpu() -> Panels:
                     "{{http_response_status_class}}",
                 )
             ],
-            "reqps",
+            PER_SECOND,
             stacked=True,
             colours={"2xx": "green", "3xx": "blue", "4xx": "orange", "5xx": "red"},
         ),
@@ -136,9 +137,9 @@ def _states() -> Panels:
         ),
         lines_panel(
             "Background work, by state",
-            "Seconds a second of what goes on after the response.",
+            "How much goes on after the response, on average: pieces of work in each state at a time.",
             [(_rate(catalogue.REQUEST_TIME, BACKGROUND, by=("state",)), "{{state}}")],
-            PER_SECOND,
+            NUMBER,
             stacked=True,
             colours=STATE_COLOURS,
         ),
@@ -149,28 +150,28 @@ def _stalls(thresholds: Thresholds) -> Panels:
     return [
         lines_panel(
             "Time in stalls, by cause",
-            "Seconds a second in which this route held the loop for longer than the threshold (0.1 s).",
+            "The share of the time in which this route held a loop for longer than 0.1 s.",
             [(_rate(catalogue.LOOP_STALL_TIME, by=("cause",)), "{{cause}}")],
-            PER_SECOND,
+            SHARE,
             stacked=True,
             colours=CAUSE_COLOURS,
             width=8,
         ),
         worst_panel(
             "Whom it holds up",
-            "Seconds a second for which requests of other routes were due while this one held the loop.",
+            "How many requests of each route were due at a time, on average, while this one held the loop.",
             total(SCOPE.rate(catalogue.REQUEST_VICTIM_TIME, 'blocker="$route"'), "http_route"),
             "{{http_route}}",
-            PER_SECOND,
+            NUMBER,
             ((thresholds.route_blocks, RED),),
             width=8,
         ),
         worst_panel(
             "Who holds it up",
-            "Seconds a second for which this route's requests were due while another held the loop.",
+            "How many requests of this route were due at a time, on average, while another held the loop.",
             _rate(catalogue.REQUEST_VICTIM_TIME, by=("blocker",)),
             "{{blocker}}",
-            PER_SECOND,
+            NUMBER,
             ((thresholds.route_blocks, YELLOW),),
             leads_to="blocker",
             width=8,

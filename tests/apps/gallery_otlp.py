@@ -1,5 +1,6 @@
 """The gallery, which sends its metrics over OTLP/HTTP each second. Serve with LOOPWATCH_OPENTELEMETRY=yes."""
 
+import concurrent.futures.thread  # noqa: F401 # before the SDK: else a forked child waits for a lock of its own
 import importlib
 import os
 import sys

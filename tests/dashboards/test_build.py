@@ -108,7 +108,7 @@ def test_each_panel_explains_itself(name):
         assert defaults["unit"], panel["title"]
         assert defaults["thresholds"]["steps"], panel["title"]
         for target in panel["targets"]:
-            assert set(re.findall(r"\[(.*?)\]", target["expr"])) <= {"$__rate_interval"}
+            assert set(re.findall(r"\[(.*?)\]", target["expr"])) <= {"$__rate_interval", "$__range"}
             assert '$job"' in target["expr"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from dashboards import alerts, build
 from tests.prometheus import prometheus_with
 from tests.serving import ROOT, serve, wait_until
-from tests.trixie import fetched
+from tests.victoria import victoria_metrics
 
 pytestmark = pytest.mark.once
 
@@ -24,6 +24,7 @@ ROUTE = "/mistake/background"
 WINDOW_SECONDS, PATIENCE = 10, 60
 VARIABLES = {
     "$__rate_interval": f"{WINDOW_SECONDS}s",
+    "$__range": f"{PATIENCE}s",
     "$job": "gallery",
     "$instance": ".*",
     "$pool": ".*",
@@ -131,19 +132,35 @@ def scraped(folder):
 
 @contextlib.contextmanager
 def sent(folder):
-    """Two apps that send OTLP to a Prometheus that takes it."""
-    config = {"global": {"evaluation_interval": "1s"}, "rule_files": [rule_file(folder)]}
-    binary = fetched("prometheus", "prometheus")
-    receiving = "--enable-feature=otlp-write-receiver"
-    with prometheus_with(json.dumps(config), folder, receiving, binary=binary) as server:
-        environ = {
-            "LOOPWATCH_OPENTELEMETRY": "yes",
-            "OTLP_ENDPOINT": f"{server.url}/api/v1/otlp/v1/metrics",
+    """Two apps that send OTLP to a VictoriaMetrics, whose latest samples a Prometheus takes over each second.
+
+    Debian builds its Prometheus without the OTLP receiver, which names job and instance as is done here.
+    """
+    with victoria_metrics(folder) as victoria:
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [rule_file(folder)],
+            "scrape_configs": [
+                {
+                    "job_name": "federate",
+                    "honor_labels": True,
+                    "metrics_path": "/federate",
+                    "params": {"match[]": ['{__name__=~"loopwatch_.*"}']},
+                    "static_configs": [{"targets": [victoria.url.removeprefix("http://")]}],
+                    "metric_relabel_configs": [
+                        {"source_labels": [attribute], "target_label": label}
+                        for attribute, label in (("service_name", "job"), ("service_instance_id", "instance"))
+                    ],
+                }
+            ],
         }
+        environ = {"LOOPWATCH_OPENTELEMETRY": "yes", "OTLP_ENDPOINT": victoria.otlp}
         with (
             serve("tests.apps.gallery_otlp:app", "uvloop", env=environ) as one,
             serve("tests.apps.gallery_otlp:app", "asyncio", env=environ) as other,
+            prometheus_with(json.dumps(config), folder) as server,
         ):
+            server.victoria = victoria
             yield server, [one, other]
 
 

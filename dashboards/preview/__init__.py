@@ -1,0 +1,1 @@
+"""How do the dashboards look? Screenshots of them, without a Grafana server."""
