@@ -36,9 +36,11 @@ cdef extern from *:
 
 cdef enum:
     MOST = 256
+    ATTEMPTS = 10
 
 cdef long long SECOND = 1_000_000_000
 cdef long long MILLISECOND = 1_000_000
+cdef long long APART = 50_000
 cdef long long LATE = 50_000_000
 cdef long long SOON = SECOND
 cdef long long LATEST = 10 * SECOND
@@ -151,7 +153,8 @@ cdef class Lookout:
 
     cdef void look(self, Peek *peek) noexcept nogil:
         """Find out for how long the loop has been busy."""
-        cdef long long since
+        cdef long long since, began
+        cdef int attempt
         peek.held = peek.idle = peek.iterations = 0
         self.idle = False
         if self.info == 0:
@@ -163,9 +166,13 @@ cdef class Lookout:
             return
         PyThread_acquire_lock(self.guard, 1)
         if self.loop != 0:
-            peek.iterations = uv_iterations(self.info, self.loop)
-            peek.idle = uv_number(self.idle_time, self.loop)
-            peek.at = wall_now()
+            for attempt in range(ATTEMPTS):
+                began = wall_now()
+                peek.iterations = uv_iterations(self.info, self.loop)
+                peek.idle = uv_number(self.idle_time, self.loop)
+                peek.at = wall_now()
+                if peek.at - began < APART:
+                    break  # else this thread lost its CPU in between: idle time would look like busy time
             # Idle time stands still while callbacks run; libuv then caches when the poll ended, in milliseconds.
             self.idle = uv_number(self.idle_time, self.loop) != peek.idle
             if peek.iterations == self.iterations:

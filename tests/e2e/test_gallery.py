@@ -198,6 +198,6 @@ def test_a_full_thread_pool_is_no_stall_but_shows_in_its_route(gallery):
             list(clients.map(visit, [gallery] * 60, [route] * 60))
         return gallery.request_seconds(route, "thread_queue")
 
-    assert queued("/mistake/threads") > 20 * 0.1
+    assert queued("/mistake/threads") > 10 * 0.1  # 20 wait for 0.1 s, less what they come later than the first
     assert queued("/cure/threads") == 0.0
     assert stalls_since(gallery, 0, "/mistake/threads") == []

@@ -21,6 +21,8 @@ from loopwatch.asgi import is_installed
 from loopwatch.instrumentor import LoopWatchInstrumentor
 from tests.serving import ROOT, free_port, wait_until
 
+pytestmark = pytest.mark.once
+
 COMMAND = pathlib.Path(sys.executable).parent / "opentelemetry-instrument"
 NO_EXPORTERS = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
 

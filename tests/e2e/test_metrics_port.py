@@ -14,6 +14,8 @@ import pytest
 from tests.prometheus import prometheus
 from tests.serving import free_port, on_both_loops, serve, wait_until
 
+pytestmark = pytest.mark.once
+
 STALL_SECONDS = 10
 ANSWER_SECONDS = 0.1
 

@@ -14,6 +14,8 @@ from tests.prometheus import prometheus
 from tests.serving import free_port, serve, wait_until
 from tests.victoria import victoria_metrics
 
+pytestmark = pytest.mark.once
+
 REQUESTS, OUTAGE_SECONDS = 60, 4
 ROUTE = frozenset({("http_route", "/items/{item}"), ("http_request_method", "GET")})
 STANDING_STILL = [

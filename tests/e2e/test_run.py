@@ -12,6 +12,8 @@ import pytest
 
 from tests.serving import ROOT, free_port, wait_until
 
+pytestmark = pytest.mark.once
+
 
 def run(*arguments, **environ):
     return subprocess.Popen(

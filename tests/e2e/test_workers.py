@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving import ROOT, client_of, free_port, read, wait_until
 
+pytestmark = pytest.mark.once
+
 APP = "tests.apps.many:app"
 REQUESTS, SCRAPES = 200, 12
 STALL_SECONDS, STALL_SHOWN_SECONDS = 0.4, 0.35

@@ -158,6 +158,16 @@ async def client_of(app):
         yield client
 
 
+@contextlib.asynccontextmanager
+async def warm_client_of(app, spans):
+    """Yield a client of an app that has been asked before, and has been idle since."""
+    async with client_of(app) as client:
+        await client.get("/wait")
+        await asyncio.sleep(0.15)
+        spans.exporter.clear()
+        yield client
+
+
 def states(span):
     """Return the seconds in each state that a span tells, which are all seven or none."""
     found = {name.removeprefix("loopwatch.time."): v for name, v in span.attributes.items() if "loopwatch" in name}
@@ -274,10 +284,7 @@ def test_the_states_of_a_websocket_session_are_the_sum_of_its_messages(run, span
 def test_a_stall_is_told_to_the_request_that_caused_it_and_to_one_that_suffered(run, make, spans):
     async def main():
         app, _ = make()
-        async with client_of(app) as client:
-            await client.get("/wait")
-            await asyncio.sleep(0.15)
-            spans.exporter.clear()
+        async with warm_client_of(app, spans) as client:
             _, blocked = await asyncio.gather(client.get("/wait"), client.get("/block"))
             return blocked.json(), await spans.some(2)
 
@@ -310,10 +317,7 @@ def block_line():
 def test_a_stall_that_no_request_caused_is_told_to_victims_with_its_stack(run, spans):
     async def main():
         app, _ = own()
-        async with client_of(app) as client:
-            await client.get("/wait")
-            await asyncio.sleep(0.15)
-            spans.exporter.clear()
+        async with warm_client_of(app, spans) as client:
             asyncio.get_running_loop().call_later(0.02, lambda: block_loop(0.2))
             await client.get("/wait")
             return await spans.some(1)
@@ -329,10 +333,7 @@ def test_a_stall_that_no_request_caused_is_told_to_victims_with_its_stack(run, s
 def test_a_request_that_sleeps_while_another_blocks_has_not_suffered(run, spans):
     async def main():
         app, _ = own()
-        async with client_of(app) as client:
-            await client.get("/wait")
-            await asyncio.sleep(0.15)
-            spans.exporter.clear()
+        async with warm_client_of(app, spans) as client:
             await asyncio.gather(client.get("/wait?seconds=0.5"), client.get("/block"))
             return await spans.some(2)
 

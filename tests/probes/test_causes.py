@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
+
 import pytest
 
-from loopwatch.probes.causes import Evidence, cause_between, stopped_for
+from loopwatch.probes.causes import Collections, Evidence, cause_between, stopped_for
 from loopwatch.probes.remedies import remedy_for
 
 NONE = Evidence(at=0, cpu=0, process_cpu=0, in_gc=0, run_queue=0, withheld=0, voluntary=0, asleep=False)
@@ -48,6 +52,24 @@ def test_evidence_tells_the_cause_or_nothing(seen, cause):
 def test_a_watcher_that_was_kept_out_tells_of_another_threads_c_code():
     seen = after_half_a_second(process_cpu=0.5, voluntary=None)
     assert cause_between(NONE, seen, kept_out=True) == "gil"
+
+
+def test_the_time_in_collections_is_known_for_an_instant_that_has_passed():
+    junk = [[number] for number in range(500_000)]
+    collections = Collections(threading.get_ident())
+    collections.start()
+    try:
+        before = time.perf_counter_ns()
+        gc.collect()
+        after = time.perf_counter_ns()
+    finally:
+        collections.stop()
+    del junk
+    took = collections.total(after)
+    assert took == pytest.approx(after - before, rel=0.2)
+    assert collections.total_at(before) == 0
+    assert collections.total_at((before + after) // 2) == pytest.approx(took / 2, rel=0.2)
+    assert collections.total_at(after) == took
 
 
 def test_no_time_at_all_tells_nothing():

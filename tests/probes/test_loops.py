@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import threading
 import time
 
 import pytest
 
 from loopwatch import Config, LoopWatch
 from loopwatch.failures import Failures
-from loopwatch.hot import Stage
+from loopwatch.hot import Lookout, Stage
 from loopwatch.probes import loops
 from loopwatch.probes.loops.base import RecentWorst
 from loopwatch.probes.loops.heartbeat import HeartbeatClock
@@ -21,6 +22,51 @@ from tests.quiet import quietest
 from tests.requests import request_on
 
 SECOND = 1_000_000_000
+
+
+@pytest.mark.skipif(Lookout is None, reason="the plain core has no lookout")
+def test_a_lookout_that_was_let_go_asks_nothing_of_a_loop_that_is_gone():
+    loop = pytest.importorskip("uvloop").new_event_loop()
+    clock = LibuvClock(loop, Failures())
+
+    async def begin():
+        clock.start(Stage(Failures().report))
+        return clock.lookout()
+
+    lookout = loop.run_until_complete(begin())
+    clock.stop()
+    loop.close()
+    watcher = threading.Thread(target=lookout.wait, args=(-1, 0.001, 0.001, 10.0))
+    watcher.start()
+    time.sleep(0.05)
+    lookout.end()
+    watcher.join()
+    seen = lookout.seen()
+    assert seen
+    assert all((held, idle, iterations) == (0, 0, 0) for _, held, _, _, idle, iterations in seen)
+
+
+def test_a_look_that_is_interrupted_does_not_take_idle_time_for_busy_time():
+    """Between its two readings the thread loses its CPU three times, while the loop sleeps."""
+    uvloop, late = pytest.importorskip("uvloop"), []
+
+    def interrupted():
+        if late and late.pop(0):
+            time.sleep(0.02)
+        return time.perf_counter_ns()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        clock = LibuvClock(loop, Failures(), clock=interrupted)
+        clock.start(Stage(Failures().report))
+        late.extend([False, True] * 3)
+        held = await loop.run_in_executor(None, clock.look)
+        clock.stop()
+        return held
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()) < 0.01 * SECOND
+    assert late == []
 
 
 def share_above(reading, bound):

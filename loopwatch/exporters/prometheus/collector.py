@@ -97,6 +97,7 @@ class Gathering(_CatalogueCollector):
         self._sources: tuple[Source, ...] = ()
         self._ended: dict[int, Samples] = {}
         self._gone: Samples = []
+        self._followed: weakref.WeakSet[Source] = weakref.WeakSet()
 
     @classmethod
     def of(cls, registry: CollectorRegistry) -> Gathering:
@@ -132,7 +133,9 @@ class Gathering(_CatalogueCollector):
                 registry.unregister(self)
             if self._sources or self.keeps:
                 self._ended[id(source)] = [one for one in source.read() if one[0].kind != "gauge"]
-                weakref.finalize(source, self._fold, id(source)).atexit = False
+                if source not in self._followed:  # it may be started and stopped many times
+                    self._followed.add(source)
+                    weakref.finalize(source, self._fold, id(source)).atexit = False
             else:
                 self._ended, self._gone = {}, []
 

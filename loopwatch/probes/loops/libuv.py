@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _UV_METRICS_IDLE_TIME = 1  # enum uv_loop_option
 _MOST_STEPS_NOTED = 1000
 _FEW = 3
-_LOOK_ATTEMPTS = 2
+_LOOK_ATTEMPTS = 10
 _MILLISECOND_NS = 1_000_000
 _LOOK_APART_NS = 50_000
 
@@ -177,7 +177,7 @@ class LibuvClock(LoopClock):
             return self._fold(self._look()) if self._address else 0
 
     def _look(self) -> _Look:
-        """Read time and idle time as close together as this thread is let."""
+        """Read time and idle time so close together that no idle time in between looks like busy time."""
         for _ in range(_LOOK_ATTEMPTS):
             before = self._now()
             self._library.uv_metrics_info(self._address, ctypes.byref(self._metrics))
