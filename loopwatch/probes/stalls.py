@@ -270,7 +270,8 @@ class StallsProbe:
                 ended = min(ended, period.began + length)
             period.after = witness.glance()  # anew: the stall may have ended since this look began
             period.kept_out = period.kept_out or kept_out
-            if length - self._stopped_between(ended - length, ended) >= self._stall_ns:
+            length -= self._stopped_between(ended - length, ended)
+            if length >= self._stall_ns:
                 self._waiting.append(_Ended(period, ended, length))
         if self._waiting:
             self._tell(now)
@@ -302,7 +303,8 @@ class StallsProbe:
                 period.first = period.last
         if held >= max(_TELL_NS, self._stall_ns) and not period.told:
             period.told = True
-            if held - self._stopped_between(now - held, now) >= self._stall_ns:
+            held -= self._stopped_between(now - held, now)
+            if held >= self._stall_ns:
                 period.after = witness.glance()
                 self._on_long(self._stall(period, now, held))
 
