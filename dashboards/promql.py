@@ -80,8 +80,7 @@ def at_the_limit(scope: Scope, *labels: str) -> str:
     """
     saturated = total(scope.rate(catalogue.THREADPOOL_SATURATED_TIME), *labels, "pool")
     workers = total(scope.rate(catalogue.LOOP_TIME), *labels)
-    on = f"on ({', '.join(labels)}) group_left ()" if labels else "on () group_left ()"
-    return f"{saturated} / {on} {workers}"
+    return f"{saturated} / on ({', '.join(labels)}) group_left () {workers}"
 
 
 def used(scope: Scope, *labels: str) -> str:

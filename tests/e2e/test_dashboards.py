@@ -160,7 +160,6 @@ def sent(folder):
             serve("tests.apps.gallery_otlp:app", "asyncio", env=environ) as other,
             prometheus_with(json.dumps(config), folder) as server,
         ):
-            server.victoria = victoria
             yield server, [one, other]
 
 
