@@ -34,7 +34,10 @@ def withheld(pid="self"):
 
 @contextlib.contextmanager
 def watching_what_is_withheld(pid):
-    """Note what the machine withholds from a process; yield what returns its seconds between two Unix times."""
+    """Note what the machine withholds from a process; yield what returns its seconds between two Unix times.
+
+    Threads that wait at the same time are not held up longer: of them the one that waited the longest counts.
+    """
     stop, seen = threading.Event(), []
 
     def note():
@@ -44,7 +47,8 @@ def watching_what_is_withheld(pid):
     def between(start, end):
         before = [of_each for at, of_each in seen if at <= start][-1]
         after = next(of_each for at, of_each in seen if at >= end)
-        return sum(max(0.0, seconds - before.get(thread, 0.0)) for thread, seconds in after.items())
+        waited = {thread: seconds - before.get(thread, 0.0) for thread, seconds in after.items()}
+        return waited.pop("machine", 0.0) + max(waited.values(), default=0.0)
 
     thread = threading.Thread(target=note)
     thread.start()
