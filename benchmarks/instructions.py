@@ -1,4 +1,8 @@
-"""How many instructions does a request execute with each variant? No other load changes this figure."""
+"""How many instructions does a request execute with each variant? No other load changes this figure.
+
+It is an upper bound for what measures time: below valgrind all takes some fifty times longer, so that short steps are
+booked as long ones are, and watchers look more often during a request.
+"""
 
 from __future__ import annotations
 

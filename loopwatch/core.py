@@ -254,7 +254,9 @@ class Stage:
     def blockers(self, start: cython.longlong, end: cython.longlong) -> list:
         """Return (request, nanoseconds) for each long step that held the loop between two instants."""
         found = []
-        for held_from, held_to, request in self.holders:
+        for held_from, held_to, request in reversed(self.holders):
+            if held_to <= start:
+                break  # as have all that ended before it
             overlap = min(held_to, end) - max(held_from, start)
             if overlap > 0:
                 found.append((request, overlap))
@@ -1390,9 +1392,9 @@ class Door:
         request._work = request._timers = request._victims = None
         request._shared = False
         request._workers = 0
-        request._begin()
         if self._observer is not None:
-            self._observer.begin(request)
+            self._observer.begin(request)  # before the request's own time begins
+        request._begin()
         return request
 
     @cython.cfunc
