@@ -1,7 +1,7 @@
 """How many instructions does a request execute with each variant? No other load changes this figure.
 
-It is an upper bound for what measures time: below valgrind all takes some fifty times longer, so that short steps are
-booked as long ones are, and watchers look more often during a request.
+It is an upper bound for what measures time: below valgrind all takes some fifty times longer, so that short steps
+are booked as long ones are, and watchers look more often during a request.
 """
 
 from __future__ import annotations

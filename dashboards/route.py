@@ -100,8 +100,8 @@ def _wait_and_cpu() -> Panels:
         ),
         lines_panel(
             "Duration",
-            "Quantiles of the duration of requests. A diamond is an exemplar, where the exporter gives any: it "
-            "leads to its trace.",
+            "Quantiles of the duration of requests. A diamond is an exemplar, where metrics come by OTLP: "
+            "it leads to its trace.",
             [
                 (quantile(SCOPE, share, catalogue.REQUEST_DURATION, matchers=(THIS,)), legend)
                 for share, legend in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))

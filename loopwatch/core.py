@@ -586,15 +586,14 @@ class Account:
         self.wait = Counts(bounds_ns)
 
     @cython.cfunc
-    def _add(self, request: object, status: cython.longlong, duration: cython.longlong, split: cython.bint):
+    def _add(self, request: object, status_class: cython.longlong, duration: cython.longlong, split: cython.bint):
         """Add a request that has ended after ``duration``; ``split`` tells whether its states are known."""
-        status = min(max(status // 100, 1), 5)
-        if status == 2:
+        if status_class == 2:
             counts: Counts = self._usual  # nearly all
         else:
-            counts = self.durations.get(status)
+            counts = self.durations.get(status_class)
             if counts is None:
-                counts = self.durations[status] = Counts(self._bounds)
+                counts = self.durations[status_class] = Counts(self._bounds)
         counts._observe(duration)
         if split:
             one: Request = request
@@ -815,11 +814,12 @@ class Request:
             else:
                 self._mark = stage.now()
             self._settle_threads()
-            if door._observer is not None:
-                door._observer.end(self)
             account: Account = door._account(self.scope)
-            account._add(self, self.status or status_if_none, self._mark - self._opened, not stage.off)
             self._background = account
+            status_class: cython.longlong = min(max((self.status or status_if_none) // 100, 1), 5)
+            if door._observer is not None:
+                door._observer.end(self, status_class)
+            account._add(self, status_class, self._mark - self._opened, not stage.off)
             if self._victims is not None:
                 door.recorder.charge(self.scope, self._victims)
                 self._victims = None
@@ -1320,8 +1320,9 @@ class Door:
     def observe(self, observer: object) -> None:
         """Have ``observer`` told when a request begins and ends, and when it held or waited for the loop for long.
 
-        ``begin(request)`` and ``end(request)``, with the account still open; ``held(request, start, end)`` and
-        ``waited(request, start, end)`` for at least :data:`LONG_NS`. They must not raise. ``None`` tells nobody.
+        ``begin(request)`` before its account is opened and ``end(request, status_class)`` before it is closed;
+        ``held(request, start, end)`` and ``waited(request, start, end)`` for at least :data:`LONG_NS`. They must
+        not raise. ``None`` tells nobody.
         """
         self._observer = observer
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from loopwatch.exporters.exemplars import Exemplars
     from loopwatch.exporters.opentelemetry import OpenTelemetryExporter
     from loopwatch.exporters.traces import TraceExporter
     from loopwatch.hot import Door
@@ -99,8 +100,11 @@ class LoopWatch:
                 self.prometheus.render,
                 lambda error: self.failures.report("metrics port", error, "metrics are not served there"),
             )
-        self._opentelemetry = self._opentelemetry_exporter() if self.config.opentelemetry else None
-        self._traces = self._trace_exporter() if self.config.opentelemetry else None
+        self._opentelemetry: OpenTelemetryExporter | None = None
+        self._traces: TraceExporter | None = None
+        if self.config.opentelemetry:
+            self._opentelemetry = self._opentelemetry_exporter()
+            self._traces = self._trace_exporter(self._opentelemetry.exemplars)
         self.loop: asyncio.AbstractEventLoop | None = None
         self._loops = _Loops()
         self._steps = StepsProbe(self.stage)
@@ -354,12 +358,13 @@ class LoopWatch:
             self._parts.append(("opentelemetry", self._opentelemetry))
             self._opentelemetry.start()
 
-    def _trace_exporter(self) -> TraceExporter:
+    def _trace_exporter(self, exemplars: Exemplars) -> TraceExporter:
         from loopwatch.exporters.traces import TraceExporter  # noqa: PLC0415 # it is optional
 
         return TraceExporter(
             self.config.stall_seconds,
             on_failure=lambda error: self.failures.report("traces", error, "spans may lack states or stalls"),
+            exemplars=exemplars,
         )
 
     def _start_traces(self) -> None:

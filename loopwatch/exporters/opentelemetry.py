@@ -3,7 +3,8 @@
 Counters and gauges are observed when the SDK collects. There is no observable histogram, so what histograms have
 grown by is recorded then too, and every few seconds by a thread, so that it never is much: requests pay nothing.
 Of each observation the bucket is known, and of all together the sum, so as many values are recorded as there were,
-each in its bucket, and their sum is the true one. Which trace each was in is not known: there are no exemplars.
+each in its bucket, and their sum is the true one. Of some requests the trace is known, too: their own values are
+recorded as of their spans, from which the SDK makes exemplars.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from bisect import bisect_left
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
 from opentelemetry.metrics import Observation
 
 from loopwatch import catalogue
+from loopwatch.exporters.exemplars import Exemplars
 from loopwatch.readings import HistogramReading
 from loopwatch.samples import samples_of
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram, MeterProvider
 
     from loopwatch.catalogue import Metric
+    from loopwatch.exporters.exemplars import Exemplar, Series
     from loopwatch.readings import Snapshot
     from loopwatch.samples import Sample
 
@@ -43,7 +48,8 @@ class OpenTelemetryExporter:
     """Puts the whole catalogue on a meter provider: ``OpenTelemetryExporter(watch.snapshot).start()``.
 
     ``meter_provider`` defaults to the global one, also if that is set later. ``on_failure`` hears of what goes
-    wrong. Callbacks run on the SDK's threads, recording on one of its own.
+    wrong. Callbacks run on the SDK's threads, recording on one of its own. ``exemplars`` is where whoever knows the
+    spans of requests notes them.
     """
 
     def __init__(
@@ -54,12 +60,14 @@ class OpenTelemetryExporter:
     ) -> None:
         self._snapshot, self._provider, self._on_failure = snapshot, meter_provider, on_failure
         self._histograms: dict[Metric, Histogram] = {}
+        self.exemplars = Exemplars()
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Tell no more, as if nothing had been told yet; :meth:`start` goes on with the same instruments."""
         self.cpu_seconds = 0.0
-        self._recorded: dict[tuple[Metric, tuple[str, ...]], HistogramReading] = {}
+        self.exemplars.take()
+        self._recorded: dict[Series, HistogramReading] = {}
         self._fresh: tuple[float, dict[Metric, list[Sample]]] = (float("-inf"), {})
         self._recording = threading.Lock()
         self._stopping: threading.Event | None = None
@@ -89,11 +97,12 @@ class OpenTelemetryExporter:
         """Return the samples of a snapshot, of which the histograms were recorded."""
         used = time.thread_time()
         with self._recording:
+            exemplars = self.exemplars.take()  # what the snapshot lacks of them yet, the next has
             samples = dict(samples_of(self._snapshot()))
             for metric, found in samples.items():
                 if metric.kind == "histogram":
                     for values, reading in found:
-                        self._record_growth(metric, values, reading)
+                        self._record_growth((metric, values), reading, exemplars.get((metric, values), []))
             self.cpu_seconds += time.thread_time() - used
         return samples
 
@@ -137,14 +146,22 @@ class OpenTelemetryExporter:
             except Exception as error:
                 self._fail(error)
 
-    def _record_growth(self, metric: Metric, values: tuple[str, ...], reading: Any) -> None:
-        before = self._recorded.get((metric, values))
-        self._recorded[metric, values] = reading
-        histogram, attributes = self._histograms[metric], _attributes(metric, values)
-        grew = before is not None and reading.count >= before.count  # else it began anew
-        for value, times in _spread(reading - before if grew else reading):
+    def _record_growth(self, series: Series, reading: Any, exemplars: list[Exemplar]) -> None:
+        """Record by how much a histogram has grown since the last time."""
+        histogram, attributes = self._histograms[series[0]], _attributes(*series)
+        before = self._recorded.get(series)
+        if before is None or reading.count < before.count:  # it has begun, or begun anew
+            before = replace(reading, counts=(0,) * len(reading.counts), sum=0.0)
+        rest, found = _apart(reading - before, exemplars)
+        told = 0.0
+        for value, times in _spread(rest):
+            told += value * times
             for _ in range(times):
                 histogram.record(value, attributes)
+        for value, span in found:  # last: of each bucket the SDK keeps the last
+            told += value
+            histogram.record(value, attributes, trace.set_span_in_context(trace.NonRecordingSpan(span)))
+        self._recorded[series] = replace(reading, sum=before.sum + told)
 
     def _fail(self, error: Exception) -> None:
         if self._on_failure is not None:
@@ -153,6 +170,18 @@ class OpenTelemetryExporter:
 
 def _attributes(metric: Metric, values: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(metric.attributes, values, strict=True))
+
+
+def _apart(grown: HistogramReading, exemplars: list[Exemplar]) -> tuple[HistogramReading, list[Exemplar]]:
+    """Return a histogram without those exemplars that it has in their buckets, and these."""
+    counts, total, found = list(grown.counts), grown.sum, []
+    for one in exemplars:
+        bucket = bisect_left(grown.bounds, one.value)
+        if counts[bucket]:
+            counts[bucket] -= 1
+            total -= one.value
+            found.append(one)
+    return HistogramReading(grown.bounds, tuple(counts), total), found
 
 
 def _spread(grown: HistogramReading) -> Iterator[tuple[float, int]]:

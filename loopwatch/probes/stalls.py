@@ -305,7 +305,7 @@ class StallsProbe:
             period.told = True
             held -= self._stopped_between(now - held, now)
             if held >= self._stall_ns:
-                period.after = witness.glance()
+                period.last = period.after = witness.look()
                 self._on_long(self._stall(period, now, held))
 
     def _notice_lateness(self, witness: Witness, before: Evidence, due: int, now: int, switches: int) -> bool:

@@ -266,4 +266,5 @@ if "TRUTH_MIDDLEWARE" in os.environ:
     async def second(request, call_next):
         return await call_next(request)
 
+
 app.add_middleware(ServedCPU)  # the last that is added is the outermost

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import statistics
 import threading
 import time
 
-import httpx
 import pytest
 from fastapi import FastAPI, WebSocket
 from opentelemetry import trace
@@ -27,46 +27,13 @@ from loopwatch.exporters.traces import exporter as exporting
 from loopwatch.exporters.traces.spans import EVENT, RequestSpan
 from loopwatch.exporters.traces.starts import SpanStarts
 from loopwatch.testing import block_loop
+from tests.quiet import quietest
 from tests.requests import STATES, door_on, scope
 from tests.serving import wait_until
+from tests.spans import Spans, client_of, globally
 
 ON = Config(opentelemetry=True)
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}
-
-
-class Spans:
-    """What a provider of the SDK has exported."""
-
-    def __init__(self, *processors, sampler=sampling.ALWAYS_ON):
-        self.exporter = InMemorySpanExporter()
-        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
-        for processor in processors:
-            self.provider.add_span_processor(processor)
-        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-
-    def servers(self):
-        return [span for span in self.exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
-
-    async def some(self, count, seconds=3.0):
-        """Return the spans of requests once there are ``count``."""
-        until = time.monotonic() + seconds
-        while len(self.servers()) < count and time.monotonic() < until:
-            await asyncio.sleep(0.02)
-        assert len(self.servers()) == count
-        return self.servers()
-
-
-@contextlib.contextmanager
-def globally(provider):
-    """Have a tracer provider be the global one, for a while."""
-    found, once = trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE
-    trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE = None, type(once)()
-    if provider is not None:
-        trace.set_tracer_provider(provider)
-    try:
-        yield
-    finally:
-        trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE = found, once
 
 
 @pytest.fixture
@@ -152,13 +119,6 @@ def make(request):
 
 
 @contextlib.asynccontextmanager
-async def client_of(app):
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
-
-
-@contextlib.asynccontextmanager
 async def warm_client_of(app, spans):
     """Yield a client of an app that has been asked before, and has been idle since."""
     async with client_of(app) as client:
@@ -207,7 +167,7 @@ def test_the_span_tells_the_states_whoever_made_it(run, make, spans):
     told = states(span)
     assert told["await"] + told["loop_wait"] == near(waited)
     reading = interval.route("/wait")
-    sums_up(told, reading, took)
+    encloses(waited, told, reading, took)
     for state in STATES:
         assert told[state] == near(reading.seconds(state)), state
     assert stalls(span) == []
@@ -221,10 +181,10 @@ async def timed(client, path):
     return response.json(), time.perf_counter() - started
 
 
-def sums_up(told, reading, took):
-    """The states are those of the request, which its client encloses; a span may begin before it, or after."""
-    assert sum(told.values()) == pytest.approx(reading.durations["2xx"].sum, rel=0.01)
-    assert sum(told.values()) <= took
+def encloses(truth, told, reading, took):
+    """The states are those of the request up to its end, or to that of its span if that is earlier."""
+    inside, duration = sum(told.values()), reading.durations["2xx"].sum
+    assert truth <= inside <= duration + 1e-6 <= took + 1e-6
 
 
 @pytest.mark.blocks
@@ -239,9 +199,14 @@ def test_each_state_is_the_truth(run, make, spans, path, state):
             (span,) = await spans.some(1)
             return truth, took, span, watch.snapshot().route(path.partition("?")[0])
 
-    truth, took, span, reading = run(main)
-    assert states(span)[state] == near(truth)
-    sums_up(states(span), reading, took)
+    def truth_and_told():
+        spans.exporter.clear()
+        truth, took, span, reading = run(main)
+        encloses(truth, states(span), reading, took)
+        return truth, states(span)[state]
+
+    truths, tolds = zip(*quietest(truth_and_told, enough=1), strict=True)
+    assert statistics.median(tolds) == near(statistics.median(truths))
 
 
 def test_a_handler_that_raises_has_its_states_told_too(run, make, spans):
@@ -404,7 +369,7 @@ def served(exporter, spans, held=0.0, name="GET /"):
     span = spans.provider.get_tracer("test").start_span(name, kind=SpanKind.SERVER)
     now = time.perf_counter_ns()
     exporter.held(request, now - round(held * 1e9), now)
-    exporter.end(request)
+    exporter.end(request, 2)
     request.open = False
     exporter._stage.running = None
     return span
@@ -517,7 +482,7 @@ def test_a_span_whose_end_cannot_be_replaced_has_its_states_told_when_the_reques
     request = Request()
     with trace.use_span(Fixed(trace.INVALID_SPAN_CONTEXT)):
         exporter.begin(request)
-        exporter.end(request)
+        exporter.end(request, 2)
     assert told["loopwatch.time.loop_cpu"] == 0.01
     assert exporter.failures == []
 
@@ -637,8 +602,8 @@ def test_a_door_without_an_observer_tells_nobody_and_one_with_it_tells_all(run):
         def begin(self, request):
             self.told.append("begin")
 
-        def end(self, request):
-            self.told.append(("end", request.is_open(), sum(request.read()) > 0))
+        def end(self, request, status_class):
+            self.told.append(("end", request.is_open(), sum(request.read()) > 0, status_class))
 
         def held(self, request, start, end):
             self.told.append(("held", (end - start) / 1e9))
@@ -663,7 +628,7 @@ def test_a_door_without_an_observer_tells_nobody_and_one_with_it_tells_all(run):
     assert begun == "begin"
     assert held[0] == "held"
     assert held[1] >= 0.05
-    assert ended == ("end", True, True)
+    assert ended == ("end", True, True, 5)  # it has answered nothing
 
 
 def test_where_nobody_makes_spans_requests_are_left_alone_until_somebody_does(monkeypatch):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span, TracerProvider
 
+    from loopwatch.exporters.exemplars import Exemplars
     from loopwatch.readings import Stall
 
 PATIENCE_SECONDS = 1.0
@@ -49,7 +50,7 @@ class TraceExporter:
     """Puts states and stalls on the spans of requests: ``TraceExporter(stall_seconds).start(door, stage)``.
 
     ``tracer_provider`` defaults to the global one, also if that is set later. ``on_failure`` hears of what goes
-    wrong.
+    wrong. In ``exemplars`` the times of sampled requests are noted, for who exports histograms.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class TraceExporter:
         stall_seconds: float,
         tracer_provider: TracerProvider | None = None,
         on_failure: Callable[[Exception], None] | None = None,
+        exemplars: Exemplars | None = None,
     ) -> None:
+        self._exemplars = exemplars
         self._enough = stall_seconds * 1e9
         self._least = round(self._enough * _LEAST)
         self._provider, self._on_failure = tracer_provider, on_failure
@@ -148,7 +151,7 @@ class TraceExporter:
         if span is not None and end - start >= self._least and not span.settled:
             span.waited.append((start, end))
 
-    def end(self, request: Any) -> None:
+    def end(self, request: Any, status_class: int) -> None:
         """Note the account that is about to be closed: the request's, or that of one message of a session."""
         try:
             span = self._spans.get(request)
@@ -156,8 +159,12 @@ class TraceExporter:
                 span = self._take_current(request)  # of a provider that told us of no start
                 if span is None:
                     return
+            times = request.read()
             if not span.ended:
-                span.note(request.read())
+                span.note(times)
+            context = span.span.get_span_context()
+            if self._exemplars is not None and context.trace_flags.sampled:
+                self._exemplars.note(request.labels(), status_class, times, context)
             if span.ended or not request.is_session():
                 self._spans.pop(request, None)
                 span.request = None
