@@ -41,6 +41,7 @@ def test_the_worker_tells_of_its_own_loop():
     assert 40 <= p99 <= worst
 
 
+@pytest.mark.once
 def test_the_live_view_shows_loop_threads_and_routes_and_stops_by_itself(loop_kind):
     done = subprocess.run(
         [*LIVE_VIEW, "--seconds", "6", "--loop", loop_kind],

@@ -28,6 +28,7 @@ def load(app):
     return truth
 
 
+@pytest.mark.once
 def test_prometheus_agrees_with_the_known_work_of_the_load(tmp_path):
     on_both_loops(lambda loop: prometheus_agrees(loop, tmp_path / loop))
 
