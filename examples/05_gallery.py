@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sqlite3
 import tempfile
 import time
@@ -82,7 +83,9 @@ FAN_OUT = ROUNDS // 10_000
 async def lifespan(app):
     time.sleep(SECONDS)  # mistake: nothing else that starts on this loop gets to run
     gc.freeze()  # what lives as long as the app need not be looked at by every full collection
-    app.state.processes = ProcessPoolExecutor(1)
+    # Ctrl-C is the server's to hear, which then shuts the processes down.
+    deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    app.state.processes = ProcessPoolExecutor(1, **deaf)
     await asyncio.get_running_loop().run_in_executor(app.state.processes, compute, 1)
     yield
     app.state.processes.shutdown()
