@@ -141,7 +141,7 @@ if UPSTREAM:
 
     @app.get("/cure/fanout")
     async def fan_out_cured():
-        few = asyncio.Semaphore(FAN_OUT // 10)
+        few = asyncio.Semaphore(1 + FAN_OUT // 20)
 
         async def fetch_in_turn(client, number):
             async with few:
