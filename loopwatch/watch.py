@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from loopwatch.exporters.exemplars import Exemplars
+    from loopwatch.exemplars import Exemplars
     from loopwatch.exporters.opentelemetry import OpenTelemetryExporter
     from loopwatch.exporters.traces import TraceExporter
     from loopwatch.hot import Door

@@ -20,7 +20,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import Observation
 
 from loopwatch import catalogue
-from loopwatch.exporters.exemplars import Exemplars
+from loopwatch.exemplars import Exemplars
 from loopwatch.readings import HistogramReading
 from loopwatch.samples import samples_of
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram, MeterProvider
 
     from loopwatch.catalogue import Metric
-    from loopwatch.exporters.exemplars import Exemplar, Series
+    from loopwatch.exemplars import Exemplar, Series
     from loopwatch.readings import Snapshot
     from loopwatch.samples import Sample
 

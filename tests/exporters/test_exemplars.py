@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanContext, TraceFlags
 
 import loopwatch
 from loopwatch import Config, catalogue
-from loopwatch.exporters.exemplars import Exemplars
+from loopwatch.exemplars import Exemplars
 from loopwatch.exporters.opentelemetry import OpenTelemetryExporter
 from loopwatch.testing import block_loop, burn_cpu
 from tests.spans import Spans, client_of, globally

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span, TracerProvider
 
-    from loopwatch.exporters.exemplars import Exemplars
+    from loopwatch.exemplars import Exemplars
     from loopwatch.readings import Stall
 
 PATIENCE_SECONDS = 1.0
@@ -159,17 +159,16 @@ class TraceExporter:
                 span = self._take_current(request)  # of a provider that told us of no start
                 if span is None:
                     return
-            times = request.read()
             if not span.ended:
-                span.note(times)
-            context = span.span.get_span_context()
-            if self._exemplars is not None and context.trace_flags.sampled:
-                self._exemplars.note(request.labels(), status_class, times, context)
+                span.note(request.read())
             if span.ended or not request.is_session():
                 self._spans.pop(request, None)
                 span.request = None
             if not span.stands_in:
                 span.tell_states()
+            context = span.span.get_span_context()
+            if self._exemplars is not None and context.trace_flags.sampled:
+                self._exemplars.note(request.labels(), status_class, request.read(), context)
         except Exception as error:
             self.fail(error)
 

@@ -8,13 +8,11 @@ routes have buckets, however long nobody takes it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loopwatch import catalogue
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import SpanContext
-
     from loopwatch.catalogue import Metric
 
     Series = tuple[Metric, tuple[str, ...]]
@@ -25,19 +23,22 @@ _CPU = [state.endswith("_cpu") for state in catalogue.STATES]
 
 
 class Exemplar(NamedTuple):
-    """A value that was observed, in seconds, and the span of the request that it was observed of."""
+    """A value that was observed, in seconds, and the span of the request that it was observed of.
+
+    What a span is, only those know who note and take it.
+    """
 
     value: float
-    span: SpanContext
+    span: Any
 
 
 class Exemplars:
     """The last exemplars of the histograms of requests."""
 
     def __init__(self) -> None:
-        self._noted: dict[tuple[tuple[str, str], int, int], tuple[tuple[int, ...], SpanContext]] = {}
+        self._noted: dict[tuple[tuple[str, str], int, int], tuple[tuple[int, ...], Any]] = {}
 
-    def note(self, labels: tuple[str, str], status_class: int, times: tuple[int, ...], span: SpanContext) -> None:
+    def note(self, labels: tuple[str, str], status_class: int, times: tuple[int, ...], span: Any) -> None:
         """Note a request that ends with these nanoseconds in each state. Loop thread."""
         self._noted[labels, status_class, bisect_left(_BOUNDS_NS, sum(times))] = times, span
 
@@ -46,7 +47,7 @@ class Exemplars:
         noted, self._noted = self._noted, {}
         taken: dict[Series, list[Exemplar]] = {}
 
-        def add(metric: Metric, values: tuple[str, ...], nanoseconds: int, span: SpanContext) -> None:
+        def add(metric: Metric, values: tuple[str, ...], nanoseconds: int, span: Any) -> None:
             taken.setdefault((metric, values), []).append(Exemplar(nanoseconds / 1e9, span))
 
         for (labels, status_class, _), (times, span) in list(noted.items()):  # at once: the loop may add one more
