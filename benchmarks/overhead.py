@@ -47,8 +47,8 @@ class Worker:
         self._process.wait()
 
 
-def measure(loop: str, variants: list[str], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Return the median ratio for each number in flight, by variant and route."""
+def measure(loop: str, variants: list[str], rounds: int) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return the lowest and highest median ratio over the numbers in flight, by variant and route."""
     workers = {variant: Worker(variant, loop) for variant in variants}
     ratios: dict[tuple[str, str], list[float]] = {}
     for worker in workers.values():
@@ -68,7 +68,7 @@ def measure(loop: str, variants: list[str], rounds: int) -> dict[tuple[str, str]
             print(f"{loop} {route} {in_flight:>2} in flight: {row}", file=sys.stderr, flush=True)
     for worker in workers.values():
         worker.stop()
-    return ratios
+    return {key: (min(found), max(found)) for key, found in ratios.items()}
 
 
 def process(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]]:
@@ -77,14 +77,10 @@ def process(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]
     for loop in LOOPS:
         measured = measure(loop, variants, rounds)
         for route in REQUESTS:
-            cells = {variant: cell(measured[variant, route]) for variant in variants}
+            spans = {variant: measured[variant, route] for variant in variants}
+            cells = {variant: f"{low:.2f} to {high:.2f}" for variant, (low, high) in spans.items()}
             columns.append((f"{loop}, `{route}`", cells))
     return columns
-
-
-def cell(ratios: list[float]) -> str:
-    """Return the median of some ratios, and what they lie between."""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def wrk(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]]:
