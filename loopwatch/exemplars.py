@@ -11,6 +11,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loopwatch import catalogue
+from loopwatch.histogram import NANOSECONDS, bounds_in_nanoseconds
 
 if TYPE_CHECKING:
     from loopwatch.catalogue import Metric
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     Series = tuple[Metric, tuple[str, ...]]
     """A histogram of the catalogue, and the values of its attributes."""
 
-_BOUNDS_NS = [bound * 1e9 for bound in catalogue.LATENCY_BUCKETS]
+_BOUNDS_NS = bounds_in_nanoseconds(catalogue.LATENCY_BUCKETS)
 _CPU = [state.endswith("_cpu") for state in catalogue.STATES]
 
 
@@ -48,7 +49,7 @@ class Exemplars:
         taken: dict[Series, list[Exemplar]] = {}
 
         def add(metric: Metric, values: tuple[str, ...], nanoseconds: int, span: Any) -> None:
-            taken.setdefault((metric, values), []).append(Exemplar(nanoseconds / 1e9, span))
+            taken.setdefault((metric, values), []).append(Exemplar(nanoseconds / NANOSECONDS, span))
 
         for (labels, status_class, _), (times, span) in list(noted.items()):  # at once: the loop may add one more
             duration = sum(times)
