@@ -7,7 +7,7 @@ import types
 
 import pytest
 from fastapi import FastAPI
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import sampling
 from opentelemetry.trace import SpanContext, TraceFlags
@@ -108,11 +108,23 @@ def test_a_failure_has_one_too(run, reader):
     assert exemplar.span_id == span.context.span_id
 
 
-def test_what_was_not_sampled_is_no_exemplar(run, reader):
-    spans, snapshot, collected = run(lambda: asked(["/mixed?times=0"], reader, sampling.ALWAYS_OFF))
+class RecordOnly(sampling.StaticSampler):
+    """Spans record, but are not exported: an exemplar would lead nowhere."""
+
+    def __init__(self):
+        super().__init__(sampling.Decision.RECORD_ONLY)
+
+
+@pytest.mark.parametrize("sampler", [sampling.ALWAYS_OFF, RecordOnly()], ids=["off", "record only"])
+def test_no_exemplar_leads_to_a_trace_that_was_not_sampled(run, sampler):
+    reader = InMemoryMetricReader()
+    reader.provider = MeterProvider([reader], exemplar_filter=AlwaysOnExemplarFilter())
+    spans, snapshot, collected = run(lambda: asked(["/mixed?times=0"], reader, sampler))
+    reader.provider.shutdown()
     assert spans == []
     (point,) = collected[catalogue.REQUEST_DURATION].values()
-    assert (point.count, point.exemplars) == (snapshot.route("/mixed").durations["2xx"].count, [])
+    assert point.count == snapshot.route("/mixed").durations["2xx"].count
+    assert [one.span_id for one in point.exemplars] == [None]
 
 
 def test_of_each_bucket_the_last_is_kept_however_long_nobody_takes_it():
