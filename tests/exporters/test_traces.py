@@ -202,11 +202,13 @@ def test_each_state_is_the_truth(run, make, spans, path, state):
     def truth_and_told():
         spans.exporter.clear()
         truth, took, span, reading = run(main)
-        encloses(truth, states(span), reading, took)
-        return truth, states(span)[state]
+        told = states(span)
+        encloses(truth, told, reading, took)
+        return truth, told[state], sum(told.values()) / reading.durations["2xx"].sum
 
-    truths, tolds = zip(*quietest(truth_and_told, enough=1), strict=True)
+    truths, tolds, shares = zip(*quietest(truth_and_told, enough=1), strict=True)
     assert statistics.median(tolds) == near(statistics.median(truths))
+    assert statistics.median(shares) == pytest.approx(1.0, rel=0.01)
 
 
 def test_a_handler_that_raises_has_its_states_told_too(run, make, spans):
@@ -629,6 +631,25 @@ def test_a_door_without_an_observer_tells_nobody_and_one_with_it_tells_all(run):
     assert held[0] == "held"
     assert held[1] >= 0.05
     assert ended == ("end", True, True, 5)  # it has answered nothing
+
+
+@pytest.mark.blocks
+def test_what_the_observer_takes_at_the_beginning_is_no_time_of_the_request(run):
+    class Slow:
+        def begin(self, request):
+            block_loop(0.2)
+
+        def end(self, request, status_class):
+            self.told = sum(request.read()) / 1e9
+
+    async def main():
+        async with loopwatch.LoopWatch() as watch:
+            door, _ = door_on(watch.stage)
+            door.observe(observer := Slow())
+            await door.begin(scope(), None).drive(asyncio.sleep(0))
+            return observer.told
+
+    assert run(main) < 0.1
 
 
 def test_where_nobody_makes_spans_requests_are_left_alone_until_somebody_does(monkeypatch):

@@ -18,6 +18,7 @@ import pytest
 
 import loopwatch
 from loopwatch import Config, LoopWatch, hot
+from loopwatch.probes import stalls
 from loopwatch.testing import block_loop, burn_cpu
 from tests.quiet import quietest, waking_thread
 from tests.serving import ROOT, wait_until
@@ -214,6 +215,17 @@ def test_the_log_tells_of_a_long_stall_before_it_ends(run, caplog):
     (record,) = [record for record in caplog.records if "held the event loop" in record.message]
     assert record.created - started[0] < 1.0
     assert record.message.endswith("(and still does)")
+    assert record.stall_cause == "blocking"
+
+
+@pytest.mark.blocks
+def test_a_stall_that_lasts_is_told_with_evidence_of_that_instant(run, caplog, monkeypatch):
+    """Even if the watcher looked closely at its beginning only."""
+    monkeypatch.setattr(stalls, "_CLOSE_LOOKS", 2)
+    monkeypatch.setattr(stalls, "_EACH", 1000)
+    caplog.set_level("WARNING", "loopwatch")
+    stalls_of(run, lambda: block_loop(0.8))
+    (record,) = [record for record in caplog.records if record.getMessage().endswith("(and still does)")]
     assert record.stall_cause == "blocking"
 
 
