@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -21,6 +22,10 @@ pytestmark = pytest.mark.once
 APP = "tests.apps.many:app"
 REQUESTS, SCRAPES = 200, 12
 STALL_SECONDS, STALL_SHOWN_SECONDS = 0.4, 0.35
+SCRAPERS, DEAD_WORKERS = 4, 100
+NO_PROCESS = 2**22 + 1
+"""A number past those that Linux gives to processes."""
+
 BIND = ["--host", "127.0.0.1", "--port"]
 SERVERS = {
     "uvicorn": ["-m", "uvicorn", APP, "--workers", "2", "--log-level", "warning", *BIND],
@@ -37,8 +42,8 @@ ENDS_WITH_A_WORKER = {"hypercorn"}
 class Workers:
     """A server with two workers, each request to it on a connection of its own."""
 
-    def __init__(self, port):
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, port, log):
+        self.url, self._log = f"http://127.0.0.1:{port}", log
         self.get = client_of(self.url).get
 
     def pid(self):
@@ -57,9 +62,11 @@ class Workers:
 
     def scrape(self):
         """Return every sample of one scrape as {(name, frozenset of labels): value}."""
+        page = self.get("/metrics")
+        assert page.status_code == 200, read(self._log)
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(self.get("/metrics").text)
+            for family in text_string_to_metric_families(page.text)
             for sample in family.samples
         }
 
@@ -94,7 +101,7 @@ def workers(server, folder):
             start_new_session=True,
         ) as process,
     ):
-        served = Workers(port)
+        served = Workers(port, log)
         try:
             wait_until(lambda: process.poll() is not None or served.get("/ready"), f"{server} to answer")
             assert process.poll() is None, read(log)
@@ -129,6 +136,20 @@ def test_each_scrape_is_of_both_workers(server, tmp_path):
         for name in ("loop_iterations_total", "loop_lag_seconds_count", "loop_stall_duration_seconds_count"):
             assert all(told(samples, name) >= told(before[-1], name) > 0 for samples in after)
         served.pids()  # a server that is asked to end while a new worker starts may not (granian 2.8)
+
+
+def test_no_page_fails_for_what_dead_workers_leave(tmp_path):
+    """A file that its worker could not even size, and gauges that all others put away at the same time."""
+    with workers("uvicorn", tmp_path) as served:
+        served.pids()
+        for number in range(SCRAPES):
+            for dead in range(NO_PROCESS, NO_PROCESS + DEAD_WORKERS):
+                for mode in ("livemax", "livemin", "livesum"):
+                    (tmp_path / f"gauge_{mode}_{dead}.db").touch()
+            (tmp_path / f"counter_{NO_PROCESS + number}.db").touch()
+            with ThreadPoolExecutor(SCRAPERS) as at_once:
+                assert all(at_once.map(lambda _: served.scrape(), range(SCRAPERS)))
+        assert not list(tmp_path.glob(f"gauge_live*_{NO_PROCESS}.db"))
 
 
 def test_a_worker_that_is_stuck_is_told_of_by_the_other(tmp_path):

@@ -5,7 +5,7 @@ rendered with a ``MultiProcessCollector``, the app's own included. They are writ
 a worker is scraped: it rings at all others, and waits until they have written. A thread answers, so a stuck loop
 does not keep its worker's figures back.
 
-Relies on ``prometheus_client.values.ValueClass``; see docs/what-it-relies-on.md.
+Relies on ``prometheus_client.values.ValueClass`` and ``MultiProcessCollector.merge``: docs/what-it-relies-on.md.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from loopwatch.failures import logger
 from loopwatch.readings import HistogramReading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client import Metric as Family
 
     from loopwatch.catalogue import Metric
     from loopwatch.exporters.prometheus.collector import Gathering
@@ -71,6 +74,22 @@ class _Series(NamedTuple):
     metric: Metric
     files: list[Any]
     told: list[float]
+
+
+class _FilesOfWorkers(Collector):
+    """What all workers have written, as ``MultiProcessCollector`` reads it.
+
+    But for files without a byte, which would fail the whole page: a worker makes its files before it sizes them,
+    and leaves them so if it is killed there (https://github.com/prometheus/client_python/issues/1199).
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Family]:
+        """Return the families, summed up over the workers."""
+        written = [str(file) for file in self._folder.glob("*.db") if _size(file)]
+        return MultiProcessCollector.merge(written)  # type: ignore[no-any-return, no-untyped-call] # not typed there
 
 
 class Workers:
@@ -122,7 +141,7 @@ class Workers:
         self._ring()
         self.write()
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, str(self._folder))  # type: ignore[no-untyped-call] # not typed there
+        registry.register(_FilesOfWorkers(self._folder))
         return registry
 
     def write(self) -> None:
@@ -139,7 +158,8 @@ class Workers:
                     self._tell(*key, [_NOTHING[key[0].together]])
         for process in self._processes("gauge_live*_*.db"):
             if not _is_alive(process):
-                mark_process_dead(process, str(self._folder))  # type: ignore[no-untyped-call] # not typed there
+                with contextlib.suppress(FileNotFoundError):  # another worker does the same
+                    mark_process_dead(process, str(self._folder))  # type: ignore[no-untyped-call] # not typed there
 
     def _tell(self, metric: Metric, attributes: tuple[str, ...], numbers: list[float]) -> None:
         series = self._series.get((metric, attributes))
@@ -255,6 +275,13 @@ def _files(metric: Metric, attributes: tuple[str, ...]) -> Iterator[Any]:
         by_bound = (*labels, "le"), (*attributes, text)
         yield values.ValueClass("histogram", name, f"{name}_bucket", *by_bound, metric.help)
     yield values.ValueClass("histogram", name, f"{name}_sum", labels, attributes, metric.help)
+
+
+def _size(file: pathlib.Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0  # the gauges of a dead worker were put away meanwhile
 
 
 def _is_alive(process: int) -> bool:
