@@ -17,7 +17,12 @@ if not os.environ.get("LOOPWATCH_PURE"):
                 for name, source in (("_core", "loopwatch/core.py"), ("_lookout", "loopwatch/_lookout.pyx"))
             ],
             build_dir="build",
-            compiler_directives={"language_level": 3, "boundscheck": False, "wraparound": False},
+            compiler_directives={
+                "language_level": 3,
+                "boundscheck": False,
+                "wraparound": False,
+                "auto_pickle": False,
+            },
         )
 
 setup(ext_modules=extensions)

@@ -36,6 +36,47 @@ cdef extern from *:
         }
     }
 
+    static int loopwatch_is(PyObject *text, const char *wanted, Py_ssize_t length) {
+        return PyUnicode_GET_LENGTH(text) == length && !memcmp(PyUnicode_1BYTE_DATA(text), wanted, length);
+    }
+    #define LOOPWATCH_IS(text, wanted) loopwatch_is(text, wanted, sizeof(wanted) - 1)
+
+    /* The messages are the app's: what is wrong with them the server will say. */
+    static long long loopwatch_told_by(PyObject *message) {
+        static PyObject *type, *status, *more_body;
+        PyObject *kind, *value;
+        long long told = 0;
+        if (type == NULL) {
+            type = PyUnicode_InternFromString("type");
+            status = PyUnicode_InternFromString("status");
+            more_body = PyUnicode_InternFromString("more_body");
+        }
+        if (!PyDict_CheckExact(message)) return 0;
+        kind = PyDict_GetItemWithError(message, type);
+        if (kind != NULL && PyUnicode_CheckExact(kind) && PyUnicode_IS_COMPACT_ASCII(kind)) {
+            if (LOOPWATCH_IS(kind, "http.response.start")) {
+                value = PyDict_GetItemWithError(message, status);
+                if (value != NULL && PyLong_Check(value)) told = PyLong_AsLongLong(value);
+                if (told < 0) told = 0;
+            } else if (LOOPWATCH_IS(kind, "http.response.body")) {
+                value = PyDict_GetItemWithError(message, more_body);
+                if (value == NULL || value == Py_False || !PyObject_IsTrue(value)) told = -1;
+            } else if (LOOPWATCH_IS(kind, "http.response.pathsend")) {
+                told = -1;
+            }
+        }
+        if (PyErr_Occurred()) PyErr_Clear();
+        return told;
+    }
+
+    /* Where an array.array has its numbers, as long as it is not resized. */
+    static long long *loopwatch_numbers_of(PyObject *array) {
+        Py_buffer buffer;
+        if (PyObject_GetBuffer(array, &buffer, PyBUF_SIMPLE)) return NULL;
+        PyBuffer_Release(&buffer);
+        return (long long *)buffer.buf;
+    }
+
     /* libuv's figures, by the addresses of its functions; the first field of uv_metrics_t is the loop count. */
     static long long loopwatch_uv_iterations(long long info, long long loop) {
         unsigned long long metrics[16];
@@ -70,5 +111,13 @@ cdef extern from *:
     object resume "loopwatch_resume"(object coroutine, object done)
     object get_variable "loopwatch_get"(object variable)
     int set_variable "loopwatch_set"(object variable, object value) except -1
+    long long told_by "loopwatch_told_by"(object message) noexcept
+    long long *numbers_of "loopwatch_numbers_of"(object array) except NULL
     long long uv_iterations "loopwatch_uv_iterations"(long long info, long long loop) noexcept nogil
     long long uv_number "loopwatch_uv_number"(long long function, long long loop) noexcept nogil
+
+# Globals that each step asks for: a C variable each, instead of a search in the module's dictionary.
+cdef long long NEVER, SHORT_NS, FRESH_NS, LONG_NS, WAITED_NS, SHORT_PERIOD_NS
+cdef long long LAST_PART, HOLDERS, MOST_TIMERS, MOST_TOLD, SUBMITTED, HELD, LEFT, OVER
+cdef object NOT_BOOKED, DONE, NO_MORE_STEPS, CoroutineType, get_ident, get_running_loop
+cdef list IN_USE

@@ -43,6 +43,24 @@ if not cython.compiled:
     get_variable = ContextVar.get
     set_variable = ContextVar.set
 
+    def told_by(message):
+        """Return the status that a message begins a response with, ``LAST_PART`` if it ends one, or else 0."""
+        try:
+            kind = message["type"]
+            if kind == "http.response.start":
+                status = message["status"]
+                return max(0, status) if isinstance(status, int) else 0
+            if kind == "http.response.body":
+                return 0 if message.get("more_body") else LAST_PART
+        except (KeyError, TypeError, AttributeError):
+            return 0  # the server will say what is wrong with the message
+        return LAST_PART if kind == "http.response.pathsend" else 0
+
+    def numbers_of(numbers):
+        """Return an array's numbers: when compiled, without its object around them."""
+        return numbers
+
+
 COMPILED = cython.compiled
 
 NEVER = (1 << 63) - 1
@@ -66,6 +84,9 @@ HOLDERS = 64
 
 MOST_TIMERS = 16
 """How many pending timers of one request are remembered."""
+
+LAST_PART = -1
+"""Stands for the status in a message that ends a response."""
 
 FAILED = 500
 """The status of a request whose app raised before it answered: what the server then sends."""
@@ -529,15 +550,19 @@ class Pool:
 class Counts:
     """A histogram over fixed bounds. Written on the loop thread, read on any."""
 
-    _counts: cython.longlong[::1]
-    _limits: cython.longlong[::1]
     _bounds: list
+    _held: tuple
+    _limits: cython.p_longlong
+    _counts: cython.p_longlong
+    _last: cython.Py_ssize_t
     total: cython.longlong
 
     def __init__(self, bounds_ns: list) -> None:
+        limits, counts = array("q", bounds_ns), array("q", bytes(8 * (len(bounds_ns) + 1)))
+        self._held = limits, counts  # keeps their numbers where they are
+        self._limits, self._counts = numbers_of(limits), numbers_of(counts)
         self._bounds = bounds_ns
-        self._limits = array("q", bounds_ns)
-        self._counts = array("q", bytes(8 * (len(bounds_ns) + 1)))
+        self._last = len(bounds_ns)
         self.total = 0
 
     @cython.cfunc
@@ -545,7 +570,7 @@ class Counts:
         """Count one duration."""
         if cython.compiled:
             bucket: cython.Py_ssize_t = 0
-            while bucket < self._limits.shape[0] and self._limits[bucket] < duration:
+            while bucket < self._last and self._limits[bucket] < duration:
                 bucket += 1
         else:
             bucket = bisect_left(self._bounds, duration)
@@ -554,11 +579,11 @@ class Counts:
 
     def count(self) -> int:
         """Return how many were counted. Any thread."""
-        return sum([self._counts[bucket] for bucket in range(len(self._bounds) + 1)])
+        return sum([self._counts[bucket] for bucket in range(self._last + 1)])
 
     def read(self) -> tuple:
         """Return the count of each bucket and the sum, in nanoseconds. Any thread."""
-        return tuple([self._counts[bucket] for bucket in range(len(self._bounds) + 1)]), self.total
+        return tuple([self._counts[bucket] for bucket in range(self._last + 1)]), self.total
 
 
 @cython.final
@@ -567,8 +592,9 @@ class Account:
     """All requests of one route and method. Written on the loop thread, read on any."""
 
     _bounds: list
-    _request: cython.longlong[::1]
-    _background: cython.longlong[::1]
+    _held: tuple
+    _request: cython.p_longlong
+    _background: cython.p_longlong
     durations: dict
     _usual: Counts
     cpu: Counts
@@ -578,8 +604,8 @@ class Account:
     def __init__(self, bounds_ns: list, labels: tuple) -> None:
         self._bounds = bounds_ns
         self.labels = labels
-        self._request = array("q", bytes(8 * 7))
-        self._background = array("q", bytes(8 * 7))
+        self._held = array("q", bytes(8 * 7)), array("q", bytes(8 * 7))
+        self._request, self._background = numbers_of(self._held[0]), numbers_of(self._held[1])
         self._usual = Counts(bounds_ns)
         self.durations = {2: self._usual}
         self.cpu = Counts(bounds_ns)
@@ -758,20 +784,11 @@ class Request:
 
     def __call__(self, message):
         """Pass a message on to the server; note the status, and the end of the response once it was sent."""
-        last = False
-        try:
-            fields: dict = message
-            kind = fields["type"]
-            if kind == "http.response.start":
-                self.status = fields["status"]
-            elif kind == "http.response.body":
-                last = not fields.get("more_body", False)
-            elif kind == "http.response.pathsend":
-                last = True
-        except (KeyError, TypeError, AttributeError):
-            pass  # the server will say what is wrong with the message
+        told: cython.longlong = told_by(message)
+        if told > 0:
+            self.status = told
         sent = self._send(message)
-        if not last or not self._open:
+        if told != LAST_PART or not self._open:
             return sent
         ending: LastSend = LastSend.__new__(LastSend)
         ending._request = self
@@ -1015,7 +1032,7 @@ class Request:
             self._door._observer.waited(self, start, end)
 
     @cython.cfunc
-    def _pour(self, times: cython.longlong[::1]):
+    def _pour(self, times: cython.p_longlong):
         """Add the account's times to others, in the order of ``catalogue.STATES``, and empty it."""
         times[0] += self.loop_cpu
         times[1] += self.loop_blocked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import types
 
 import pytest
@@ -43,6 +44,46 @@ def suspend():
 def finish(coroutine):
     with pytest.raises(StopIteration):
         coroutine.send(None)
+
+
+START, BODY = "http.response.start", "http.response.body"
+
+
+@pytest.mark.parametrize(
+    ("messages", "status", "ends"),
+    [
+        ([{"type": START, "status": 204}, {"type": BODY}], 204, True),
+        ([{"type": START, "status": http.HTTPStatus.CREATED}, {"type": BODY, "more_body": 0}], 201, True),
+        ([{"type": "".join(START), "status": 301}, {"type": BODY, "body": b"", "more_body": False}], 301, True),
+        ([{"type": START, "status": 200}, {"type": "http.response.pathsend", "path": "/"}], 200, True),
+        ([{"type": START, "status": 200}, {"type": BODY, "more_body": True}], 200, False),
+        ([{"type": START, "status": 200}, {"type": BODY, "more_body": "yes"}], 200, False),
+        ([{"type": START, "status": 200}, {"type": "http.response.trailers"}, {"type": "?"}], 200, False),
+        ([{"type": START}, {"type": START, "status": None}, {"type": START, "status": -1}], 0, False),
+        ([{"type": START, "status": "200"}, {"status": 200}, {"type": None}, {"type": b"?"}], 0, False),
+        ([None, [], "http.response.body", {}], 0, False),
+    ],
+)  # fmt: skip
+def test_a_response_is_followed_by_its_messages_whatever_they_are(machine, messages, status, ends):
+    passed, ended = [], []
+
+    async def send(message):
+        passed.append(message)
+
+    async def respond(request):
+        for message in messages:
+            await request(message)
+
+    door, _ = door_on(machine.stage)
+    door.observe(
+        types.SimpleNamespace(begin=lambda _: None, end=lambda _, status_class: ended.append(status_class))
+    )
+    request = door.begin(scope(), send)
+    finish(respond(request))
+    assert passed == messages
+    assert request.is_open() is not ends
+    request.end()
+    assert ended == [max(1, status // 100)]
 
 
 def test_cpu_blocked_and_awaited_time_are_told_apart(machine):

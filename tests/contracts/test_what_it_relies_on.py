@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import inspect
 import os
 import selectors
@@ -25,6 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.utils import floatToGoString
 from starlette.applications import Starlette
 
+import loopwatch
 from loopwatch.exporters.traces.starts import SpanStarts
 from loopwatch.probes.loops import libuv
 from loopwatch.probes.loops.selector import SelectorClock
@@ -43,6 +45,27 @@ def test_asyncios_selector_loop_polls_through_an_attribute_that_can_be_replaced(
         assert calls
     finally:
         loop.close()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="attributes stay where they are, from Python 3.13 on")
+def test_a_measured_loop_keeps_its_attributes_where_the_interpreter_finds_them_at_once():
+    """CPython gives an object a dictionary when somebody asks for it, and then is slower for good."""
+
+    def has_dictionary(one):
+        return any(
+            type(referent) is dict and set(referent) & {"_selector", "_map"} for referent in gc.get_referents(one)
+        )
+
+    async def measured():
+        loop = asyncio.get_running_loop()
+        before = has_dictionary(loop), has_dictionary(loop._selector)
+        async with loopwatch.LoopWatch():
+            during = has_dictionary(loop), has_dictionary(loop._selector)
+        assert (before, during) == ((False, False), (False, False))
+        vars(loop), vars(loop._selector)
+        assert (has_dictionary(loop), has_dictionary(loop._selector)) == (True, True)
+
+    asyncio.run(measured())
 
 
 def test_uvloop_exports_libuvs_symbols_and_the_pointer_to_its_loop():

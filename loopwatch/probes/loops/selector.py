@@ -34,7 +34,8 @@ class SelectorClock(LoopClock):
     def supports(loop: asyncio.AbstractEventLoop) -> bool:
         """Tell whether ``loop`` polls through a selector that can be wrapped."""
         selector = getattr(loop, "_selector", None)
-        return callable(getattr(selector, "select", None)) and hasattr(selector, "__dict__")
+        takes_attributes = type(selector).__dictoffset__ != 0
+        return callable(getattr(selector, "select", None)) and takes_attributes
 
     def start(self, stage: Stage) -> None:
         """Wrap the selector's ``select``. Loop thread."""
