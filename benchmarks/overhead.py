@@ -7,6 +7,7 @@ without a server, ``wrk`` measures the throughput of uvicorn, and ``instructions
 from __future__ import annotations
 
 import argparse
+import itertools
 import pathlib
 import shutil
 import statistics
@@ -19,8 +20,10 @@ from benchmarks.variants import VARIANTS, environ_of
 README = pathlib.Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- benchmark -->\n", "<!-- end of benchmark -->\n"
 IN_FLIGHT = (1, 4, 16, 64)
-REQUESTS = {"async": 8000, "def": 4000}
-"""Some 0.4 s of them: threads that work beside the loop, as watchers do, must have their part in it."""
+SLICES = 6
+REQUESTS = {"async": 768, "def": 320}
+"""So many in a slice, some 0.1 s: short, as the machine is now fast and now slow, and yet long enough for threads
+that work beside the loop, as watchers do, to have their part in it."""
 
 LOOPS = ("asyncio", "uvloop")
 
@@ -33,8 +36,14 @@ class Worker:
             [sys.executable, "-m", "benchmarks.worker", variant, loop],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ_of(variant),
         )  # fmt: skip
+        self._variant = variant
+
+    def warm_up(self) -> None:
+        """Wait until it is there, and let it serve what each route needs at first."""
         if self._process.stdout.readline() != "ready\n":
-            sys.exit(f"The variant {variant!r} did not start; what it printed stands above.")
+            sys.exit(f"The variant {self._variant!r} did not start; what it printed stands above.")
+        for route in REQUESTS:
+            self.ask(route, 4, 1000)
 
     def ask(self, route: str, in_flight: int, requests: int) -> float:
         """Return microseconds per request."""
@@ -48,27 +57,45 @@ class Worker:
 
 
 def measure(loop: str, variants: list[str], rounds: int) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return the lowest and highest median ratio over the numbers in flight, by variant and route."""
-    workers = {variant: Worker(variant, loop) for variant in variants}
-    ratios: dict[tuple[str, str], list[float]] = {}
-    for worker in workers.values():
-        for route in REQUESTS:
-            worker.ask(route, 4, 500)
-    for route, requests in REQUESTS.items():
-        for in_flight in IN_FLIGHT:
-            times: dict[str, list[float]] = {variant: [] for variant in variants}
-            for number in range(rounds):
-                turn = number % len(variants)
-                for variant in variants[turn:] + variants[:turn]:
-                    times[variant].append(workers[variant].ask(route, in_flight, requests))
-            for variant in variants:
-                pairs = zip(times[variant], times["bare"], strict=True)
-                ratios.setdefault((variant, route), []).append(statistics.median(a / b for a, b in pairs))
-            row = "  ".join(f"{variant} {ratios[variant, route][-1]:.3f}" for variant in variants)
-            print(f"{loop} {route} {in_flight:>2} in flight: {row}", file=sys.stderr, flush=True)
-    for worker in workers.values():
-        worker.stop()
-    return {key: (min(found), max(found)) for key, found in ratios.items()}
+    """Return the lowest and highest median ratio over the numbers in flight, by variant and route.
+
+    Each round has processes of its own: where things come to lie in memory makes one some percent slower than the
+    next, whatever it runs.
+    """
+    ratios: dict[tuple[str, str, int], list[float]] = {}
+    for number in range(rounds):
+        workers = {variant: Worker(variant, loop) for variant in variants}
+        for worker in workers.values():
+            worker.warm_up()
+        for route, in_flight in itertools.product(REQUESTS, IN_FLIGHT):
+            for variant, ratio in ratios_of(workers, route, in_flight).items():
+                ratios.setdefault((variant, route, in_flight), []).append(ratio)
+        for worker in workers.values():
+            worker.stop()
+        print(f"{loop}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    medians = {key: statistics.median(found) for key, found in ratios.items()}
+    for route, in_flight in itertools.product(REQUESTS, IN_FLIGHT):
+        row = "  ".join(f"{variant} {medians[variant, route, in_flight]:.3f}" for variant in variants)
+        print(f"{loop} {route} {in_flight:>2} in flight: {row}", file=sys.stderr, flush=True)
+    spans = {}
+    for variant, route in itertools.product(variants, REQUESTS):
+        found = [medians[variant, route, in_flight] for in_flight in IN_FLIGHT]
+        spans[variant, route] = min(found), max(found)
+    return spans
+
+
+def ratios_of(workers: dict[str, Worker], route: str, in_flight: int) -> dict[str, float]:
+    """Time slices of all variants in turn; return the median of each variant's ratios to the bare app."""
+    variants = list(workers)
+    times: dict[str, list[float]] = {variant: [] for variant in variants}
+    for number in range(SLICES):
+        turn = number % len(variants)
+        for variant in variants[turn:] + variants[:turn]:
+            times[variant].append(workers[variant].ask(route, in_flight, REQUESTS[route]))
+    return {
+        variant: statistics.median(a / b for a, b in zip(times[variant], times["bare"], strict=True))
+        for variant in variants
+    }
 
 
 def process(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]]:
@@ -111,7 +138,9 @@ def table(variants: list[str], columns: list[tuple[str, dict[str, str]]]) -> str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="rounds whose median is taken (15)")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="rounds whose median is taken, each in new processes (15)"
+    )
     parser.add_argument("--variants", default=",".join(VARIANTS), help="which to measure, bare first (all)")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)} (all)")
     parser.add_argument("--write", action="store_true", help="write the table into the README")
