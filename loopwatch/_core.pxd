@@ -51,9 +51,9 @@ cdef extern from *:
             status = PyUnicode_InternFromString("status");
             more_body = PyUnicode_InternFromString("more_body");
         }
-        if (!PyDict_CheckExact(message)) return 0;
+        if (!PyDict_Check(message)) return 0;
         kind = PyDict_GetItemWithError(message, type);
-        if (kind != NULL && PyUnicode_CheckExact(kind) && PyUnicode_IS_COMPACT_ASCII(kind)) {
+        if (kind != NULL && PyUnicode_Check(kind) && PyUnicode_IS_ASCII(kind)) {
             if (LOOPWATCH_IS(kind, "http.response.start")) {
                 value = PyDict_GetItemWithError(message, status);
                 if (value != NULL && PyLong_Check(value)) told = PyLong_AsLongLong(value);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import enum
 import http
 import types
 
@@ -49,6 +51,10 @@ def finish(coroutine):
 START, BODY = "http.response.start", "http.response.body"
 
 
+class Kind(enum.StrEnum):
+    START, BODY = START, BODY
+
+
 @pytest.mark.parametrize(
     ("messages", "status", "ends"),
     [
@@ -56,6 +62,7 @@ START, BODY = "http.response.start", "http.response.body"
         ([{"type": START, "status": http.HTTPStatus.CREATED}, {"type": BODY, "more_body": 0}], 201, True),
         ([{"type": "".join(START), "status": 301}, {"type": BODY, "body": b"", "more_body": False}], 301, True),
         ([{"type": START, "status": 200}, {"type": "http.response.pathsend", "path": "/"}], 200, True),
+        ([{"type": Kind.START, "status": 200}, collections.OrderedDict(type=Kind.BODY)], 200, True),
         ([{"type": START, "status": 200}, {"type": BODY, "more_body": True}], 200, False),
         ([{"type": START, "status": 200}, {"type": BODY, "more_body": "yes"}], 200, False),
         ([{"type": START, "status": 200}, {"type": "http.response.trailers"}, {"type": "?"}], 200, False),
