@@ -1334,6 +1334,11 @@ class Door:
         self._stage = stage
         self._metrics_path = metrics_path
 
+    def renew(self, loop: object, stage: Stage) -> None:
+        """Measure what comes on ``loop`` on another stage from now on; where that is not led to, change nothing."""
+        if loop is self._loop:
+            self._stage = stage
+
     def observe(self, observer: object) -> None:
         """Have ``observer`` told when a request begins and ends, and when it held or waited for the loop for long.
 

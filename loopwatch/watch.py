@@ -144,6 +144,8 @@ class LoopWatch:
         self.stage = Stage(self.failures.report)
         self._attempt("loop clock", lambda: self._start_clock(loop))
         self._attempt("steps", lambda: self._start_steps(loop))
+        if self.door is not None:
+            self.door.renew(loop, self.stage)  # it may have been stopped and started
         self._attempt("threads", lambda: self._start_threads(loop))
         self._attempt("stalls", lambda: self._start_stalls(loop))
         self._attempt("prometheus", self._start_prometheus)

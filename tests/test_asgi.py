@@ -187,6 +187,22 @@ def test_with_a_lifespan_it_starts_before_the_app_and_stops_after_it(run):
     assert watch.snapshot().route("/hello/{name}").requests == 1
 
 
+def test_a_second_lifespan_on_the_same_loop_is_measured_as_the_first(run):
+    app = hello_app()
+    watch = loopwatch.install(app)
+
+    async def main():
+        for _ in range(2):
+            before = watch.snapshot()
+            async with Lifespan(app) as client:
+                await client.get("/hello/x")
+            route = (watch.snapshot() - before).route("/hello/{name}")
+            states = sum(time for (phase, _), time in route.times.items() if phase == "request")
+            assert states == pytest.approx(route.durations["2xx"].sum) != 0
+
+    run(main)
+
+
 def test_a_task_factory_that_the_apps_lifespan_sets_is_chained_to():
     made = []
 
