@@ -1,13 +1,15 @@
 """What does each instrumentation cost? One process a variant, interleaved, ratios to the bare app, with an A/A row.
 
-Run it as scripts/bench; nothing else should run on the machine meanwhile. Three parts: ``process`` times requests
-without a server, ``wrk`` measures the throughput of uvicorn, and ``instructions`` counts what valgrind executes.
+Run it as scripts/bench; nothing else should run on the machine meanwhile. Four parts: ``process`` times requests
+without a server, ``paired`` loopwatch alone, switched on and off in one process, ``wrk`` measures the throughput of
+uvicorn, and ``instructions`` counts what valgrind executes.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import pathlib
 import shutil
 import statistics
@@ -15,7 +17,7 @@ import subprocess
 import sys
 
 from benchmarks import instructions, throughput
-from benchmarks.variants import VARIANTS, environ_of
+from benchmarks.variants import OURS, VARIANTS, environ_of
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- benchmark -->\n", "<!-- end of benchmark -->\n"
@@ -110,6 +112,35 @@ def process(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]
     return columns
 
 
+def paired(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]]:
+    """Time loopwatch's variants, started and stopped in turn within one process; return columns of cells."""
+    columns = []
+    for loop in LOOPS:
+        ratios: dict[tuple[str, str], list[float]] = {}
+        for number, variant in itertools.product(range(rounds), OURS.intersection(variants)):
+            for cell, (ratio, noise) in ask_paired(variant, loop).items():
+                ratios.setdefault((variant, cell), []).append(ratio)
+                ratios.setdefault(("again", cell), []).append(noise)
+            print(f"{loop}: pairs of {variant}, {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        for route in REQUESTS:
+            cells = dict.fromkeys(variants, "")
+            for variant in sorted({variant for variant, _ in ratios}):
+                medians = [statistics.median(ratios[variant, f"{route} {at_once}"]) for at_once in IN_FLIGHT]
+                cells[variant] = f"{min(medians):.2f} to {max(medians):.2f}"
+                row = "  ".join(f"{median:.3f}" for median in medians)
+                print(f"{loop} {route} {variant}, {IN_FLIGHT} in flight: {row}", file=sys.stderr, flush=True)
+            columns.append((f"{loop}, `{route}`, one process", cells))
+    return columns
+
+
+def ask_paired(variant: str, loop: str) -> dict[str, tuple[float, float]]:
+    """Return (ratio, A/A ratio) by route and number in flight, of a new process."""
+    arguments = [sys.executable, "-m", "benchmarks.paired", variant, loop, ",".join(map(str, IN_FLIGHT))]
+    done = subprocess.run(arguments, env=environ_of(variant), check=True, stdout=subprocess.PIPE)
+    found: dict[str, tuple[float, float]] = json.loads(done.stdout)
+    return found
+
+
 def wrk(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]]:
     """Measure the throughput of uvicorn with each variant; return a column of cells for each loop."""
     return [(f"{loop}, wrk", throughput.measure(loop, variants, rounds)) for loop in LOOPS]
@@ -120,7 +151,7 @@ def count(variants: list[str], _rounds: int) -> list[tuple[str, dict[str, str]]]
     return [("instructions", instructions.measure(variants))]
 
 
-PARTS = {"process": process, "wrk": wrk, "instructions": count}
+PARTS = {"process": process, "paired": paired, "wrk": wrk, "instructions": count}
 NEEDS = {"wrk": "wrk", "instructions": "valgrind"}
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+
+if TYPE_CHECKING:
+    from loopwatch import LoopWatch
 
 VARIANTS = {
     "bare": "no instrumentation",
@@ -20,21 +24,35 @@ VARIANTS = {
 }
 
 
+OURS = {"compiled", "exporting", "pure"}
+
+
 def environ_of(variant: str) -> dict[str, str]:
     """Return the environment of a variant's process."""
     return {**os.environ, "BENCH_VARIANT": variant, "LOOPWATCH_PURE": "yes" if variant == "pure" else ""}
 
 
+def bare_app(*, metrics: bool = False) -> FastAPI:
+    """Return the app without instrumentation, but for FastAPI's own metrics if they are asked for."""
+    app = FastAPI(telemetry={"tracing": False, "logs": False, "metrics": metrics})
+    routes(app)
+    return app
+
+
+def install(app: FastAPI, variant: str) -> LoopWatch:
+    """Have loopwatch measure the app, as one of its variants."""
+    import loopwatch  # noqa: PLC0415 # only in these variants' processes
+
+    if variant == "exporting":
+        meter_provider()
+    return loopwatch.install(app, loopwatch.Config(opentelemetry=variant == "exporting"))
+
+
 def build(variant: str) -> FastAPI:
     """Return the app of a variant, instrumented the way its documentation says."""
-    app = FastAPI(telemetry={"tracing": False, "logs": False, "metrics": variant == "fastapi-otel"})
-    routes(app)
-    if variant in {"compiled", "pure", "exporting"}:
-        import loopwatch  # noqa: PLC0415 # only in this variant's process
-
-        if variant == "exporting":
-            meter_provider()
-        loopwatch.install(app, loopwatch.Config(opentelemetry=variant == "exporting"))
+    app = bare_app(metrics=variant == "fastapi-otel")
+    if variant in OURS:
+        install(app, variant)
     elif variant == "instrumentator":
         from prometheus_fastapi_instrumentator import Instrumentator  # noqa: PLC0415
 
