@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,17 +52,34 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
+def ctrl_c_later():
+    """Let Ctrl-C wait: a process that is just being made could not be stopped."""
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
 def running(command, log=None):
     """Run a server, which writes to ``log``; stop it at the end, politely first."""
-    with subprocess.Popen(command, start_new_session=True, stderr=log) as process:  # Ctrl-C is for us to handle
-        try:
-            yield process
-        finally:
+    process = None
+    try:
+        with ctrl_c_later():
+            process = subprocess.Popen(command, start_new_session=True, stderr=log)  # Ctrl-C is for us to handle
+        yield process
+    finally:
+        if process is not None:
             process.terminate()
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
 
 
 @contextlib.contextmanager
@@ -191,9 +209,12 @@ async def keep_requesting(client, path, at_once, pause):
 
 async def scrape(client):
     try:
-        return Page((await client.get("/metrics")).text)
+        page = Page((await client.get("/metrics")).text)
     except httpx.TransportError:
-        return None
+        page = None
+    if asyncio.current_task().cancelling():
+        raise asyncio.CancelledError  # Ctrl-C, which got lost while a connection was made
+    return page
 
 
 async def watch_app(process, log, url, seconds, console):

@@ -60,17 +60,18 @@ def test_the_live_view_shows_loop_threads_and_routes_and_stops_by_itself(loop_ki
 
 
 def test_the_live_view_stops_cleanly_on_ctrl_c():
+    import httpx
+
     port = free_port()
     with subprocess.Popen(
         [*LIVE_VIEW, "--port", str(port)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        time.sleep(4)
+        wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/metrics"), "the app to answer")
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (0, "")
     assert out.rstrip().endswith("Stopped.")
-    import httpx
-
     wait_until(lambda: _refused(httpx, port), "the app to be gone")
 
 
