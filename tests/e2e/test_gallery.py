@@ -136,7 +136,7 @@ def test_a_mistake_is_named(gallery, name):
         )
         if not right:
             wrong.append(found)
-    assert len(wrong) <= REPETITIONS // 100, wrong
+    assert len(wrong) <= REPETITIONS // 100, str(wrong)
 
 
 def test_an_unbounded_fan_out_is_named(gallery):
@@ -195,9 +195,9 @@ def test_thousands_of_short_blocks_are_no_stall_but_show_in_their_route(gallery)
 def test_a_full_thread_pool_is_no_stall_but_shows_in_its_route(gallery):
     def queued(route):
         with ThreadPoolExecutor(80) as clients:
-            list(clients.map(visit, [gallery] * 80, [route] * 80))
+            list(clients.map(visit, [gallery] * 240, [route] * 240))
         return gallery.request_seconds(route, "thread_queue")
 
-    assert queued("/mistake/threads") > 20 * 0.1  # 40 wait for 0.1 s, less what they come later than the first
+    assert queued("/mistake/threads") > 20 * 0.1  # all but the first 40 wait, for 0.1 s less what they come later
     assert queued("/cure/threads") == 0.0
     assert stalls_since(gallery, 0, "/mistake/threads") == []
