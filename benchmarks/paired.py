@@ -12,13 +12,12 @@ import itertools
 import json
 import statistics
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import uvloop
 
 from benchmarks.variants import bare_app, install
-from benchmarks.worker import requests
+from benchmarks.worker import seconds_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -31,11 +30,9 @@ REQUESTS = {"async": 192, "def": 96}
 
 async def slice_of(app: FastAPI, route: str, in_flight: int) -> float:
     """Return the seconds that a slice takes, after a few requests that are not timed."""
-    for count in (WARM_UP, REQUESTS[route]):
-        gc.collect(0)
-        started = time.perf_counter()
-        await asyncio.gather(*(requests(app, f"/{route}/7", count // in_flight) for _ in range(in_flight)))
-    return time.perf_counter() - started
+    await seconds_of(app, route, in_flight, WARM_UP)
+    gc.collect(0)
+    return await seconds_of(app, route, in_flight, REQUESTS[route])
 
 
 async def measure(variant: str, in_flight: list[int]) -> dict[str, tuple[float, float]]:

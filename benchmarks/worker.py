@@ -51,6 +51,13 @@ async def requests(app: Any, path: str, count: int) -> None:
         await app(scope_for(path), receive, send)
 
 
+async def seconds_of(app: Any, route: str, in_flight: int, count: int) -> float:
+    """Return how long ``count`` requests of a route take, so many in flight."""
+    started = time.perf_counter()
+    await asyncio.gather(*(requests(app, f"/{route}/7", count // in_flight) for _ in range(in_flight)))
+    return time.perf_counter() - started
+
+
 async def serve_parent(variant: str) -> None:
     app = build(variant)
     loop = asyncio.get_running_loop()
@@ -60,9 +67,7 @@ async def serve_parent(variant: str) -> None:
     while line := (await lines.readline()).decode():
         route, in_flight, count = line.split()[0], *map(int, line.split()[1:])
         gc.collect()
-        started = time.perf_counter()
-        await asyncio.gather(*(requests(app, f"/{route}/7", count // in_flight) for _ in range(in_flight)))
-        print((time.perf_counter() - started) / count * 1e6, flush=True)
+        print(await seconds_of(app, route, in_flight, count) / count * 1e6, flush=True)
 
 
 if __name__ == "__main__":
