@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
 import signal
@@ -73,6 +74,46 @@ def test_the_live_view_stops_cleanly_on_ctrl_c():
     assert (process.returncode, error) == (0, "")
     assert out.rstrip().endswith("Stopped.")
     wait_until(lambda: _refused(httpx, port), "the app to be gone")
+
+
+@pytest.fixture
+def live_view():
+    return importlib.import_module("examples.04_live_view")
+
+
+def test_ctrl_c_while_a_server_is_made_leaves_none_behind(live_view, monkeypatch):
+    made = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    server = [sys.executable, "-c", "import time; time.sleep(60)"]
+    try:
+        with pytest.raises(KeyboardInterrupt), live_view.running(server):
+            pytest.fail("Ctrl-C was lost")
+        assert made[0].poll() == -signal.SIGTERM
+    finally:
+        made[0].kill()
+        made[0].wait()
+
+
+def test_ctrl_c_that_is_lost_while_connecting_ends_the_live_view_all_the_same(live_view):
+    import httpx
+
+    class Client:
+        async def get(self, _path):
+            asyncio.current_task().cancel()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise httpx.ConnectError("refused") from None
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(live_view.scrape(Client()))
 
 
 def _refused(httpx, port):
