@@ -41,7 +41,8 @@ cdef extern from *:
     }
     #define LOOPWATCH_IS(text, wanted) loopwatch_is(text, wanted, sizeof(wanted) - 1)
 
-    /* The messages are the app's: what is wrong with them the server will say. */
+    /* The status that a message begins a response with, LAST_PART (-1) if it ends one, or else 0. The messages are
+       the app's: what is wrong with them the server will say. */
     static long long loopwatch_told_by(PyObject *message) {
         static PyObject *type, *status, *more_body;
         PyObject *kind, *value;

@@ -52,7 +52,7 @@ if not cython.compiled:
                 return max(0, status) if isinstance(status, int) else 0
             if kind == "http.response.body":
                 return 0 if message.get("more_body") else LAST_PART
-        except (KeyError, TypeError, AttributeError):
+        except Exception:
             return 0  # the server will say what is wrong with the message
         return LAST_PART if kind == "http.response.pathsend" else 0
 

@@ -55,6 +55,16 @@ class Kind(enum.StrEnum):
     START, BODY = START, BODY
 
 
+class Unsure:
+    """Something that has no truth value."""
+
+    def __bool__(self):
+        raise ValueError("neither")
+
+
+UNSURE = Unsure()
+
+
 @pytest.mark.parametrize(
     ("messages", "status", "ends"),
     [
@@ -65,6 +75,7 @@ class Kind(enum.StrEnum):
         ([{"type": Kind.START, "status": 200}, collections.OrderedDict(type=Kind.BODY)], 200, True),
         ([{"type": START, "status": 200}, {"type": BODY, "more_body": True}], 200, False),
         ([{"type": START, "status": 200}, {"type": BODY, "more_body": "yes"}], 200, False),
+        ([{"type": START, "status": 200}, {"type": BODY, "more_body": UNSURE}], 200, False),
         ([{"type": START, "status": 200}, {"type": "http.response.trailers"}, {"type": "?"}], 200, False),
         ([{"type": START}, {"type": START, "status": None}, {"type": START, "status": -1}], 0, False),
         ([{"type": START, "status": "200"}, {"status": 200}, {"type": None}, {"type": b"?"}], 0, False),
