@@ -116,12 +116,14 @@ cdef class Lookout:
         """Wake the thread that waits, for good. Any thread, once."""
         PyThread_release_lock(self.gate)
 
-    def wait(self, long long cpu_clock, double calm_seconds, double idle_seconds, double noticed_seconds):
+    def wait(
+        self, long long heard_at, long long cpu_clock, double calm_seconds, double idle_seconds, double noticed_seconds
+    ):
         """Peek until the loop has been busy for long; tell whether the end has come.
 
         Peeks are ``calm_seconds`` apart, or up to ``idle_seconds`` while the loop sleeps. Nothing to tell is told
-        after a second, as soon as the loop is idle; after ten if it never is. ``cpu_clock`` is that of the loop's
-        thread, -1 where there is none.
+        after a second, as soon as the loop is idle; after ten if it never is. There are none if this comes late:
+        ``heard_at`` is when it was called. ``cpu_clock`` is that of the loop's thread, -1 where there is none.
         """
         cdef long long calm = <long long>(calm_seconds * SECOND), idle = <long long>(idle_seconds * SECOND)
         cdef long long noticed = <long long>(noticed_seconds * SECOND)
@@ -131,7 +133,8 @@ cdef class Lookout:
         self.count = 0
         with nogil:
             began = wall_now()
-            while self.count < MOST:
+            self.due = heard_at
+            while self.count < MOST and began - heard_at <= LATE:
                 self.due = wall_now() + pause
                 if PyThread_acquire_lock_timed(self.gate, pause // 1000, 0):
                     PyThread_release_lock(self.gate)  # whoever waits again ends at once

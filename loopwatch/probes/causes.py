@@ -32,7 +32,6 @@ _OTHERS = 0.3
 
 _TICK_NS = NANOSECONDS // os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0
 _CGROUP, _MACHINE = pathlib.Path("/sys/fs/cgroup/cpu.stat"), pathlib.Path("/proc/stat")
-_OWN_SCHEDSTAT = pathlib.Path("/proc/thread-self/schedstat")
 _STEAL = 8  # the column of /proc/stat
 _SLEEPS = {"S", "D"}
 """States of a thread that waits, for an event or a disk. One that is ready to run is ``R``, stolen CPU or not."""
@@ -147,14 +146,15 @@ class Witness:
         status = _lines(self._status)
         state = _after(status, "State:")
         return found._replace(
-            run_queue=_field(self._schedstat, 1),
+            run_queue=number_in(self._schedstat, 1),
             voluntary=_number(_after(status, "voluntary_ctxt_switches:")),
             asleep=state.lstrip()[:1] in _SLEEPS if state else None,
             withheld=_withheld(),
         )
 
 
-def _field(file: pathlib.Path, index: int) -> int | None:
+def number_in(file: pathlib.Path, index: int) -> int | None:
+    """Return one of the numbers in a file, counted from 0; ``None`` where there is none."""
     try:
         return int(file.read_text().split()[index])
     except (OSError, ValueError, IndexError):
@@ -183,7 +183,7 @@ def _number(text: str) -> int | None:
 def _withheld() -> int | None:
     """Return how long the cgroup was throttled and the whole machine was given to others, in nanoseconds."""
     throttled = _number(_after(_lines(_CGROUP), "throttled_usec "))
-    stolen = _field(_MACHINE, _STEAL)
+    stolen = number_in(_MACHINE, _STEAL)
     if throttled is None and stolen is None:
         return None
     return (throttled or 0) * 1000 + (stolen or 0) * _TICK_NS
@@ -232,24 +232,6 @@ def _never_slept(first: Evidence, last: Evidence) -> bool:
     Time that such a thread neither ran nor queued for was taken by the host of a virtual machine.
     """
     return first.asleep is last.asleep is False and first.voluntary == last.voluntary
-
-
-def own_queued() -> int:
-    """Return for how long the calling thread has waited for a CPU so far, in nanoseconds; 0 where nobody tells."""
-    return _field(_OWN_SCHEDSTAT, 1) or 0
-
-
-def stopped_for(first: Evidence, last: Evidence, gap: int, queued: int) -> int:
-    """Return for how much of ``gap`` the whole process stood still: by SIGSTOP, or because the machine slept.
-
-    Nothing of it ran then, and nothing of it waited to: a thread that waits for a CPU leaves traces. ``queued`` is
-    for how long the one that came too late did.
-    """
-    accounted = last.process_cpu - first.process_cpu + queued
-    for before, after in ((first.run_queue, last.run_queue), (first.withheld, last.withheld)):
-        if before is not None and after is not None:
-            accounted += after - before
-    return max(0, gap - accounted)
 
 
 def _share(first: int | None, last: int | None, wall: int) -> float | None:

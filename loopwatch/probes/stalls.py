@@ -15,9 +15,10 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from loopwatch.histogram import NANOSECONDS
-from loopwatch.probes.causes import Evidence, Witness, cause_between, own_queued, stopped_for
+from loopwatch.probes.causes import Evidence, Witness, cause_between
 from loopwatch.probes.frames import Line, Sample, Sampler
 from loopwatch.probes.remedies import remedy_for
+from loopwatch.probes.stops import Stops, own_switches
 from loopwatch.readings import Stall
 
 if TYPE_CHECKING:
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
 
     from loopwatch.failures import Failures
     from loopwatch.hot import Request, Stage
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    _THREAD = None
-else:
-    _THREAD = getattr(resource, "RUSAGE_THREAD", None)
 
 _NOTICED = 0.1
 """The share of the threshold from which on a busy period is sampled."""
@@ -52,7 +46,6 @@ _SAME_NS = 15_000_000
 _CLOSE_LOOKS, _EACH = 20, 5
 """After so many looks at one period, only one in so many takes a sample and evidence: they cost 0.3 ms."""
 
-_REFRESH_NS = 3 * NANOSECONDS
 _TELL_NS = NANOSECONDS // 2
 """A stall that lasts this long is told before it ends."""
 
@@ -62,15 +55,7 @@ _APART_NS = 1_000_000
 _LEAST_NS, _COVERED = 20_000_000, 0.4
 """How much of a stall evidence must span to tell its cause: time, and share."""
 
-_LATE_NS = 50_000_000
-"""A look this much later than it was due: this thread was kept from running too."""
-
-_GIL_INTERVAL_NS = 5_000_000
-"""How long a thread that wants the GIL sleeps at a time: CPython's default switch interval."""
-
-_HALF = 0.5
 _MOST_SEEN = 4
-_MOST_STOPS = 10
 
 _ROUTING_NS = NANOSECONDS
 """How long to wait for a request that stalled to be routed: what blocks in a middleware has no route yet."""
@@ -173,13 +158,10 @@ class StallsProbe:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._witness: Witness | None = None
+        self._stops: Stops
         self._seen: deque[_Period] = deque(maxlen=_MOST_SEEN)
         self._waiting: list[_Ended] = []
         self._before: Evidence | None = None
-        self._full: Evidence | None = None
-        self._switches = 0
-        self._queued = 0
-        self._stops: list[tuple[int, int, int]] = []
         self._unix_offset = 0.0
         self.cpu_seconds = 0.0
         """CPU time of the watcher thread so far."""
@@ -191,6 +173,7 @@ class StallsProbe:
         self._stopping.acquire()
         self._witness = Witness()
         self._witness.start()
+        self._stops = Stops(self._witness)
         self._lookout = self._clock.lookout()
         watcher = threading.Thread(target=self._watch, args=(self._witness,), name="loopwatch-watcher", daemon=True)
         watcher.start()
@@ -207,61 +190,75 @@ class StallsProbe:
 
     def _watch(self, witness: Witness) -> None:
         pause, held = self._interval, 0
-        due = time.perf_counter_ns()
+        now = time.perf_counter_ns()
         try:
             while True:
                 if self._lookout is not None and held < self._noticed_ns and not self._waiting:
-                    ended, due = self._wait_in_the_lookout(witness)
+                    ended, due, asked = self._wait_in_the_lookout(witness, now)
                 else:
-                    ended, due = self._stopping.acquire(timeout=pause), due + round(pause * NANOSECONDS)
+                    due = asked = now + round(pause * NANOSECONDS)
+                    ended = self._stopping.acquire(timeout=pause)
                 if ended:
                     break
-                held = self._look(witness, due)
+                held = self._look(witness, due, asked)
                 pause = self._pause_after(held, pause)
-                due = time.perf_counter_ns()
-                if due >= self._next_second:
-                    self._next_second = due + NANOSECONDS
+                now = time.perf_counter_ns()
+                if now >= self._next_second:
+                    self._next_second = now + NANOSECONDS
                     self._each_second()
+                    now = time.perf_counter_ns()
+                self._stops.notice(now)
                 self.cpu_seconds = time.thread_time()
+            now = time.perf_counter_ns()
             with contextlib.suppress(OSError):  # the loop's thread may have ended
-                self._look(witness, time.perf_counter_ns())
+                self._look(witness, now, now)
             self._tell(_LATE_ENOUGH)
         except Exception as error:
             self._failures.report("watcher", error, "stalls are no longer named")
 
-    def _wait_in_the_lookout(self, witness: Witness) -> tuple[bool, int]:
-        """Wait without the GIL for something to look at; return whether it is the end, and when that was due."""
+    def _wait_in_the_lookout(self, witness: Witness, now: int) -> tuple[bool, int, int]:
+        """Wait without the GIL for something to look at.
+
+        Return whether it is the end, when that was due, and when the GIL was asked for.
+        """
         lookout = self._lookout
         cpu_clock = -1 if witness.cpu_clock is None else witness.cpu_clock
-        ended = lookout.wait(cpu_clock, self._calm_interval, self._idle_interval, self._noticed_ns / NANOSECONDS)
+        intervals = self._calm_interval, self._idle_interval, self._noticed_ns / NANOSECONDS
+        ended = lookout.wait(now, cpu_clock, *intervals)
         seen = lookout.seen()
         self._clock.look_back(seen)
         for at, held, cpu, process_cpu, *_ in reversed(seen):
             if held < self._noticed_ns:
                 self._before = witness.as_of(at, None if cpu < 0 else cpu, process_cpu)
                 break
-        self._switches = lookout.switches
-        return ended, lookout.due
+        if not seen:
+            return ended, lookout.due, lookout.due
+        self._stops.count_from(self._before.process_cpu if self._before else 0, lookout.switches)
+        return ended, lookout.due, seen[-1][0]
 
     def _pause_after(self, held: int, pause: float) -> float:
         if held < _ASLEEP_NS:
             return min(pause * 2, self._idle_interval)
         return self._calm_interval if held < self._noticed_ns else self._interval
 
-    def _look(self, witness: Witness, due: int) -> int:
-        """Look once; return for how long the loop has been busy."""
+    def _look(self, witness: Witness, due: int, asked: int) -> int:
+        """Look once; return for how long the loop has been busy.
+
+        That was ``due`` at one instant, and the GIL ``asked`` for at another.
+        """
         held = self._clock.look()
         now = time.perf_counter_ns()
         glance = witness.glance()
         before = self._before or glance
-        switches = own_switches()
-        kept_out = self._notice_lateness(witness, before, due, now, switches)
+        kept_out = self._stops.notice(now, due, asked)
+        self._stops.count_from(glance.process_cpu, own_switches())
         if held >= self._noticed_ns:
             if not self._seen or abs(self._seen[-1].began - (now - held)) > _SAME_NS:
                 self._seen.append(_Period(now - held, before))
             self._see(self._seen[-1], witness, now, held, kept_out=kept_out)
         while self._clock.stalls:
             ended, length = self._clock.stalls.popleft()
+            self._stops.notice(time.perf_counter_ns())
             period = self._seen_between(ended - length, ended)
             if period is None:  # no look fell into it
                 period = _Period(ended - length, before)
@@ -270,17 +267,13 @@ class StallsProbe:
                 ended = min(ended, period.began + length)
             period.after = witness.glance()  # anew: the stall may have ended since this look began
             period.kept_out = period.kept_out or kept_out
-            length -= self._stopped_between(ended - length, ended)
+            length -= self._stops.between(ended - length, ended)
             if length >= self._stall_ns:
                 self._waiting.append(_Ended(period, ended, length))
         if self._waiting:
             self._tell(now)
-        self._before, self._switches = glance, switches
-        if self._full is None or now - self._full.at > _REFRESH_NS:
-            # Files are read without the GIL, and a loop that polls all the time makes it hard to get back.
-            idle = self._lookout is None or self._lookout.idle
-            self._full = witness.look() if idle else None
-            self._queued = own_queued()
+        self._before = glance
+        self._stops.refresh(now, idle=self._lookout is None or self._lookout.idle)
         return held
 
     def _seen_between(self, start: int, end: int) -> _Period | None:
@@ -303,28 +296,10 @@ class StallsProbe:
                 period.first = period.last
         if held >= max(_TELL_NS, self._stall_ns) and not period.told:
             period.told = True
-            held -= self._stopped_between(now - held, now)
+            held -= self._stops.between(now - held, now)
             if held >= self._stall_ns:
                 period.last = period.after = witness.look()
                 self._on_long(self._stall(period, now, held))
-
-    def _notice_lateness(self, witness: Witness, before: Evidence, due: int, now: int, switches: int) -> bool:
-        """Tell whether the GIL kept this thread from running; remember it if the whole process was stopped."""
-        gap = now - due
-        if gap < _LATE_NS:
-            return False
-        if (switches - self._switches) * _GIL_INTERVAL_NS > gap * _HALF:
-            return True
-        first = (self._full or before)._replace(process_cpu=before.process_cpu)
-        stopped = stopped_for(first, witness.look(), gap, own_queued() - self._queued)
-        if stopped > _LATE_NS:
-            self._stops = [*self._stops[-_MOST_STOPS:], (due, now, stopped)]
-        return False
-
-    def _stopped_between(self, start: int, end: int) -> int:
-        return sum(
-            min(stopped, max(0, min(end, until) - max(start, since))) for since, until, stopped in self._stops
-        )
 
     def _sample(self, period: _Period) -> None:
         holder = _Holder(self._stage.who(), self._task_name())  # at once: the loop's thread may go on
@@ -394,8 +369,3 @@ def _blamed(samples: Counter[Sample]) -> Sample:
     blamed = _most(places, ("", ""))
     same = {one: times for one, times in samples.items() if (one.culprit.function, one.call) == blamed}
     return cast("Sample", _most(Counter(same), _NOTHING))
-
-
-def own_switches() -> int:
-    """Return how often the calling thread has given up its CPU by itself; 0 where that is not to be had."""
-    return resource.getrusage(_THREAD).ru_nvcsw if _THREAD is not None else 0

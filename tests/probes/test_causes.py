@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from loopwatch.probes.causes import Collections, Evidence, cause_between, stopped_for
+from loopwatch.probes.causes import Collections, Evidence, cause_between
 from loopwatch.probes.remedies import remedy_for
+from loopwatch.probes.stops import stopped_for
 
 NONE = Evidence(at=0, cpu=0, process_cpu=0, in_gc=0, run_queue=0, withheld=0, voluntary=0, asleep=False)
 
@@ -81,7 +82,9 @@ def test_a_process_was_stopped_for_the_time_in_which_nothing_of_it_ran_or_waited
     assert stopped_for(NONE, after_half_a_second(), half, 0) == half
     assert stopped_for(NONE, after_half_a_second(), half, half // 2) == half // 2
     assert stopped_for(NONE, after_half_a_second(process_cpu=0.4), half, 0) == half // 5
-    assert stopped_for(NONE, after_half_a_second(run_queue=0.5), half, 0) == 0
+    assert stopped_for(NONE, after_half_a_second(run_queue=0.1, withheld=0.1), half, 0) == half
+    assert stopped_for(NONE, after_half_a_second(run_queue=0.3), half, 0) == 0
+    assert stopped_for(NONE, after_half_a_second(withheld=0.5), half, 0) == 0
 
 
 @pytest.mark.parametrize(

@@ -136,35 +136,42 @@ def test_c_code_that_keeps_the_gil_is_named(run):
     assert "test_c_code_that_keeps_the_gil" in stall.function
 
 
-SLEEPS_AND_STOPS = """
-import asyncio, os, sys, time
+POLLS_AND_IS_STOPPED = """
+import asyncio, os, signal, sys, time
 import loopwatch
-async def main():
+async def main(when):
     async with loopwatch.LoopWatch() as watch:
         await asyncio.sleep(0.3)
-        print("ready", flush=True)
-        for _ in range(300):
-            end = time.perf_counter() + 0.004
+        stops = [signal.SIGSTOP]
+        stop = lambda: stops and (os.kill(os.getpid(), stops.pop()), time.sleep(0.001))  # it comes a little later
+        if when == "while the watcher looks":
+            watch._stalls._each_second = stop
+            watch._stalls._next_second = 0
+        else:
+            asyncio.get_running_loop().call_later(0.3, stop)
+        for spin in [0.004] * 150 + [0.03] * 20:  # the longer ones draw the watcher's attention
+            end = time.perf_counter() + spin
             while time.perf_counter() < end:
                 pass
             await asyncio.sleep(0)
         await asyncio.sleep(0.3)
-    print([stall.duration for stall in watch.stalls if stall.duration > 0.5])
-if sys.argv[1] == "uvloop":
+    print([stall.duration for stall in watch.stalls if stall.duration > 0.5], flush=True)
+kind, when = sys.argv[1:]
+if kind == "uvloop":
     import uvloop
-    uvloop.run(main())
+    uvloop.run(main(when))
 else:
-    asyncio.run(main())
+    asyncio.run(main(when))
 """
 
 
-def test_a_process_that_was_stopped_has_not_stalled(loop_kind):
+@pytest.mark.parametrize("when", ["while a callback runs", "while the watcher looks"])
+def test_a_process_that_was_stopped_has_not_stalled(loop_kind, when):
     with subprocess.Popen(
-        [sys.executable, "-c", SLEEPS_AND_STOPS, loop_kind], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", POLLS_AND_IS_STOPPED, loop_kind, when], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.3)
-        os.kill(process.pid, signal.SIGSTOP)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
         time.sleep(1.5)
         os.kill(process.pid, signal.SIGCONT)
         assert process.stdout.readline() == "[]\n"
