@@ -27,6 +27,7 @@ from prometheus_client.utils import floatToGoString
 from starlette.applications import Starlette
 
 import loopwatch
+from loopwatch.exporters.opentelemetry.repeats import adding_works
 from loopwatch.exporters.traces.starts import SpanStarts
 from loopwatch.probes.loops import libuv
 from loopwatch.probes.loops.selector import SelectorClock
@@ -238,6 +239,10 @@ def test_opentelemetrys_span_processors_have_the_methods_that_ours_has():
     for name in theirs:
         ours = inspect.signature(getattr(SpanStarts, name)).parameters
         assert list(inspect.signature(getattr(SpanProcessor, name)).parameters) == list(ours)
+
+
+def test_values_can_be_added_to_the_aggregations_of_opentelemetrys_sdk():
+    assert adding_works()
 
 
 def test_starlettes_apps_are_called_through_their_class_with_the_stack_still_to_be_built():

@@ -23,7 +23,8 @@ from opentelemetry.sdk.metrics.export import (
 
 import loopwatch
 from loopwatch import Config, HistogramReading, LoopWatch, catalogue
-from loopwatch.exporters.opentelemetry import OpenTelemetryExporter, _spread
+from loopwatch.exporters.opentelemetry import OpenTelemetryExporter
+from loopwatch.exporters.opentelemetry.exporter import _spread
 from loopwatch.exporters.prometheus import LoopWatchCollector
 from tests.serving import wait_until
 from tests.test_catalogue import FULL, HISTOGRAM
@@ -145,7 +146,7 @@ def test_an_exporter_that_fails_is_reported_once_and_the_app_goes_on(run, monkey
     def fails(*_):
         raise OSError("theirs")
 
-    monkeypatch.setattr("loopwatch.exporters.opentelemetry.samples_of", fails)
+    monkeypatch.setattr("loopwatch.exporters.opentelemetry.exporter.samples_of", fails)
 
     async def main():
         async with LoopWatch(Config(opentelemetry=True)) as watch:

@@ -10,6 +10,7 @@ recorded as of their spans, from which the SDK makes exemplars.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import time
 from bisect import bisect_left
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from loopwatch.samples import Sample
 
 RECORD_SECONDS = 10.0
-"""How often histograms are recorded at least. Each time takes the GIL for some milliseconds."""
+"""How often histograms are recorded at least."""
 
 _FRESH_SECONDS = 0.2
 """Callbacks of one collection share a snapshot."""
@@ -156,8 +157,7 @@ class OpenTelemetryExporter:
         told = 0.0
         for value, times in _spread(rest):
             told += value * times
-            for _ in range(times):
-                histogram.record(value, attributes)
+            _record(histogram, value, times, attributes)
         for value, span in found:  # last: of each bucket the SDK keeps the last
             told += value
             histogram.record(value, attributes, trace.set_span_in_context(trace.NonRecordingSpan(span)))
@@ -166,6 +166,16 @@ class OpenTelemetryExporter:
     def _fail(self, error: Exception) -> None:
         if self._on_failure is not None:
             self._on_failure(error)
+
+
+def _record(histogram: Histogram, value: float, times: int, attributes: dict[str, str]) -> None:
+    if times > 1 and "opentelemetry.sdk.metrics" in sys.modules:
+        from loopwatch.exporters.opentelemetry import repeats  # noqa: PLC0415 # for apps that use the SDK
+
+        repeats.record(histogram, value, times, attributes)
+    else:
+        for _ in range(times):
+            histogram.record(value, attributes)
 
 
 def _attributes(metric: Metric, values: tuple[str, ...]) -> dict[str, str]:
