@@ -30,6 +30,7 @@ from loopwatch import HistogramReading
 
 HERE = pathlib.Path(__file__).parent
 REFRESH_SECONDS = 1.0
+CANCEL_SECONDS = 0.5  # a cancellation may get lost while a connection is made: then it is repeated
 LOG_LINES = 3
 BURST = 60  # more than the 40 worker threads
 LOAD = (  # path, requests at once, seconds between
@@ -209,23 +210,37 @@ async def keep_requesting(client, path, at_once, pause):
 
 async def scrape(client):
     try:
-        page = Page((await client.get("/metrics")).text)
+        return Page((await client.get("/metrics")).text)
     except httpx.TransportError:
-        page = None
-    if asyncio.current_task().cancelling():
-        raise asyncio.CancelledError  # Ctrl-C, which got lost while a connection was made
-    return page
+        return None
+
+
+async def until_ctrl_c(work):
+    """Await it, or Ctrl-C, and then end all tasks that it has left behind."""
+    pressed = asyncio.Event()
+    with contextlib.suppress(NotImplementedError):  # on Windows Ctrl-C cancels this task
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, pressed.set)
+    task = asyncio.create_task(work)
+    await asyncio.wait({task, asyncio.create_task(pressed.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for other in others:
+            other.cancel()
+        ended, _ = await asyncio.wait(others, timeout=CANCEL_SECONDS)
+        for other in ended:
+            other.cancelled() or other.exception()  # that its client was closed, say
+    if not task.cancelled():
+        task.result()
 
 
 async def watch_app(process, log, url, seconds, console):
     """Put the load on the app and show its metrics until the time is over."""
     limits = httpx.Limits(max_connections=2 * BURST)
-    async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client, asyncio.TaskGroup() as group:
+    async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client:
         while (page := await scrape(client)) is None:
             if process.poll() is not None:
                 sys.exit(f"{log.read_text()}The app did not start (exit code {process.returncode}).")
             await asyncio.sleep(0.1)
-        load = [group.create_task(keep_requesting(client, *item)) for item in LOAD]
+        load = [asyncio.create_task(keep_requesting(client, *item)) for item in LOAD]
         ends = time.monotonic() + seconds
         with Live(console=console, auto_refresh=False) as live:
             while time.monotonic() < ends:
@@ -261,7 +276,8 @@ def main():
         prometheus(target, console),
     ):
         console.print(f"The app: http://{target}/docs, its metrics: http://{target}/metrics")
-        asyncio.run(watch_app(process, pathlib.Path(log.name), f"http://{target}", options.seconds, console))
+        watching = watch_app(process, pathlib.Path(log.name), f"http://{target}", options.seconds, console)
+        asyncio.run(until_ctrl_c(watching))
     console.print("\nStopped.")
 
 

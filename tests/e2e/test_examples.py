@@ -101,19 +101,34 @@ def test_ctrl_c_while_a_server_is_made_leaves_none_behind(live_view, monkeypatch
         made[0].wait()
 
 
-def test_ctrl_c_that_is_lost_while_connecting_ends_the_live_view_all_the_same(live_view):
-    import httpx
+def test_ctrl_c_that_is_lost_in_some_task_ends_the_live_view_all_the_same(live_view):
+    lost = []
 
-    class Client:
-        async def get(self, _path):
-            asyncio.current_task().cancel()
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                raise httpx.ConnectError("refused") from None
+    async def loses_it():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            lost.append(True)
+        await asyncio.sleep(60)
 
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(live_view.scrape(Client()))
+    async def watch():
+        task = asyncio.create_task(loses_it())
+        await asyncio.sleep(0)
+        signal.raise_signal(signal.SIGINT)
+        await task
+
+    before = time.monotonic()
+    asyncio.run(live_view.until_ctrl_c(watch()))
+    assert lost
+    assert time.monotonic() - before < 30
+
+
+def test_the_live_view_ends_with_what_it_awaits_and_tells_what_went_wrong(live_view):
+    async def fails():
+        raise OSError("theirs")
+
+    with pytest.raises(OSError, match="theirs"):
+        asyncio.run(live_view.until_ctrl_c(fails()))
 
 
 def _refused(httpx, port):
