@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.metrics import NoOpHistogram
 from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import (
@@ -69,6 +69,15 @@ def test_what_is_recorded_at_once_is_told_like_what_is_recorded_singly(views):
             assert told(one) == told(other)
 
 
+@pytest.fixture
+def hasty_threads():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 def test_nothing_is_lost_or_told_twice_while_somebody_collects():
     reader, counts, over = InMemoryMetricReader(preferred_temporality=DELTA), [], threading.Event()
     histogram = histogram_of([reader])
@@ -77,15 +86,12 @@ def test_nothing_is_lost_or_told_twice_while_somebody_collects():
         while not over.is_set():
             counts.append(sum(point[0] for point in told(reader).values()))
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
     collector = threading.Thread(target=collect)
     collector.start()
     for _ in range(3000):
         repeats.record(histogram, 0.05, 7, {"route": "a"})
     over.set()
     collector.join()
-    sys.setswitchinterval(interval)
     counts.append(sum(point[0] for point in told(reader).values()))
     assert sum(counts) == 3000 * 7
     assert len(counts) > 10
@@ -99,4 +105,11 @@ def test_where_adding_does_not_work_each_is_recorded_singly(monkeypatch):
 
 
 def test_a_histogram_that_is_not_the_sdks_is_recorded_singly():
-    repeats.record(NoOpMeterProvider().get_meter("test").create_histogram("test"), 0.05, 7, {})
+    recorded = []
+
+    class Theirs(NoOpHistogram):
+        def record(self, amount, attributes=None, context=None):
+            recorded.append((amount, attributes))
+
+    repeats.record(Theirs("test"), 0.05, 7, {"route": "a"})
+    assert recorded == [(0.05, {"route": "a"})] * 7
