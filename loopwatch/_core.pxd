@@ -70,6 +70,16 @@ cdef extern from *:
         return told;
     }
 
+    /* Whether a path ends so, or is none. */
+    static int loopwatch_may_end_with(PyObject *path, PyObject *end) {
+        Py_ssize_t longer;
+        if (!PyUnicode_CheckExact(path)) return 1;
+        longer = PyUnicode_GET_LENGTH(path) - PyUnicode_GET_LENGTH(end);
+        if (longer < 0) return 0;
+        if (!PyUnicode_IS_ASCII(path) || !PyUnicode_IS_ASCII(end)) return PyUnicode_Tailmatch(path, end, 0, PY_SSIZE_T_MAX, 1) != 0;
+        return !memcmp((char *)PyUnicode_1BYTE_DATA(path) + longer, PyUnicode_1BYTE_DATA(end), PyUnicode_GET_LENGTH(end));
+    }
+
     /* Where an array.array has its numbers, as long as it is not resized. */
     static long long *loopwatch_numbers_of(PyObject *array) {
         Py_buffer buffer;
@@ -113,12 +123,15 @@ cdef extern from *:
     object get_variable "loopwatch_get"(object variable)
     int set_variable "loopwatch_set"(object variable, object value) except -1
     long long told_by "loopwatch_told_by"(object message) noexcept
+    bint may_end_with "loopwatch_may_end_with"(object path, object end) noexcept
+    object address_of "PyLong_FromVoidPtr"(object instance)
+    unsigned long get_ident "PyThread_get_thread_ident"() noexcept
     long long *numbers_of "loopwatch_numbers_of"(object array) except NULL
     long long uv_iterations "loopwatch_uv_iterations"(long long info, long long loop) noexcept nogil
     long long uv_number "loopwatch_uv_number"(long long function, long long loop) noexcept nogil
 
 # Globals that each step asks for: a C variable each, instead of a search in the module's dictionary.
 cdef long long NEVER, SHORT_NS, FRESH_NS, LONG_NS, WAITED_NS, SHORT_PERIOD_NS
-cdef long long LAST_PART, HOLDERS, MOST_TIMERS, MOST_TOLD, SUBMITTED, HELD, LEFT, OVER
-cdef object NOT_BOOKED, DONE, NO_MORE_STEPS, CoroutineType, get_ident, get_running_loop
+cdef long long LAST_PART, HOLDERS, MOST_TIMERS, MOST_TOLD, SUBMITTED, HELD, LEFT, OVER, UNKNOWN
+cdef object AT_ONCE, NOT_BOOKED, DONE, RAISED, NO_MORE_STEPS, CoroutineType
 cdef list IN_USE

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 compiled = False
-longlong = int
+longlong = ulong = int
 double = float
 Py_ssize_t = int
 bint = bool
+void = None
 
 
 def _unchanged(decorated: Any) -> Any:

@@ -12,13 +12,14 @@ construction.
 
 from __future__ import annotations
 
-from _thread import allocate_lock, get_ident
+from _thread import allocate_lock
 from array import array
-from asyncio import CancelledError, get_running_loop
+from asyncio import CancelledError
 from bisect import bisect_left
 from collections import deque
 from contextvars import ContextVar
 from operator import itemgetter
+from sys import exc_info
 from types import CoroutineType
 from typing import Any
 
@@ -28,6 +29,7 @@ except ImportError:
     from loopwatch import _cython as cython
 
 if not cython.compiled:
+    from _thread import get_ident
     from time import perf_counter_ns as wall_now
     from time import thread_time_ns as cpu_now
 
@@ -40,6 +42,7 @@ if not cython.compiled:
                 raise
             return done
 
+    address_of = id
     get_variable = ContextVar.get
     set_variable = ContextVar.set
 
@@ -55,6 +58,10 @@ if not cython.compiled:
         except Exception:
             return 0  # the server will say what is wrong with the message
         return LAST_PART if kind == "http.response.pathsend" else 0
+
+    def may_end_with(path, end):
+        """Tell whether a path ends so, or is none."""
+        return type(path) is not str or path.endswith(end)
 
     def numbers_of(numbers):
         """Return an array's numbers: when compiled, without its object around them."""
@@ -97,11 +104,20 @@ CANCELLED = 499
 NO_LABELS = ("_unmatched", "_OTHER")
 """Route and method of a request that is over and could not be counted."""
 
+UNKNOWN = -1
+"""Stands for a time that is still to be read from the clock."""
+
 NOT_BOOKED = object()
 """Stands for the interrupted request where a step is not booked at all."""
 
 DONE = object()
 """Stands for what a coroutine yields, where it has returned ``None``."""
+
+RAISED = object()
+"""Stands for what a coroutine yields, where it has raised."""
+
+AT_ONCE = 0
+"""How long a poll waits when there is work to do: it is this very object then, and need not be compared."""
 
 NO_MORE_STEPS = iter(())
 """What takes the other steps of a coroutine that ended in its first."""
@@ -134,6 +150,7 @@ class Stage:
     holders: list
     clock: object
     cpu_clock: object
+    _told: cython.longlong
     _cpu_at: cython.longlong
     _cpu_mark: cython.longlong
     _spent: cython.longlong
@@ -164,6 +181,7 @@ class Stage:
         self.holders = []
         self.clock = clock
         self.cpu_clock = cpu_clock
+        self._told = 0
         self._cpu_at = 0
         self._cpu_mark = 0
         self._spent = 0
@@ -185,7 +203,8 @@ class Stage:
         self._libuv = True
 
     @cython.cfunc
-    def _observe(self, now: cython.longlong):
+    @cython.exceptval(check=False)
+    def _observe(self, now: cython.longlong) -> cython.void:
         """Move the bound, if a new iteration of libuv has begun since the last step.
 
         libuv tells no poll's time. But all time since the last look was either idle, before a poll's end, or busy,
@@ -196,9 +215,13 @@ class Stage:
         iterations: cython.longlong
         if cython.compiled:
             iterations = uv_iterations(self._uv_info, self._uv_loop)
-            idle = uv_number(self._uv_idle, self._uv_loop)
+            idle = uv_number(self._uv_idle, self._uv_loop) if iterations != self._seen_iterations else 0
         else:
-            idle, iterations = self._look()
+            try:
+                idle, iterations = self._look()
+            except Exception as error:
+                self.fail(error)
+                return
         passed: cython.longlong = iterations - self._seen_iterations
         if passed:
             waited: cython.longlong = idle - self._seen_idle
@@ -214,13 +237,25 @@ class Stage:
 
     @cython.cfunc
     @cython.inline
+    @cython.exceptval(check=False)
     def now(self) -> cython.longlong:
-        return wall_now() if self.clock is None else self.clock()
+        return wall_now() if self.clock is None else self._ask()
 
     @cython.cfunc
     @cython.inline
+    @cython.exceptval(check=False)
     def cpu(self) -> cython.longlong:
         return cpu_now() if self.cpu_clock is None else self.cpu_clock()
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _ask(self) -> cython.longlong:
+        """Read the clock that was given. One that breaks stands still, and switches the steps off."""
+        try:
+            self._told = self.clock()
+        except Exception as error:
+            self.fail(error)
+        return self._told
 
     @staticmethod
     def is_any_in_use() -> bool:
@@ -305,15 +340,15 @@ class Job:
     _pool: Pool
     _function: object
 
-    def __call__(self, *arguments, **options):
+    def __call__(self, *arguments):
         """Worker thread: call the function."""
         if self.left:
-            return self._function(*arguments, **options)
+            return self._function(*arguments)
         self.thread = get_ident()
         cpu: cython.longlong = cpu_now()
         self.started = wall_now()
         try:
-            return self._function(*arguments, **options)
+            return self._function(*arguments)
         finally:
             self.cpu = cpu_now() - cpu
             self.ended = wall_now()
@@ -566,7 +601,8 @@ class Counts:
         self.total = 0
 
     @cython.cfunc
-    def _observe(self, duration: cython.longlong):
+    @cython.exceptval(check=False)
+    def _observe(self, duration: cython.longlong) -> cython.void:
         """Count one duration."""
         if cython.compiled:
             bucket: cython.Py_ssize_t = 0
@@ -704,7 +740,7 @@ class Request:
 
     def __await__(self):
         """Take the first step; return what takes the others, which is nothing where that was all."""
-        value = self._take_step()
+        value = self._take_step(self._mark)  # it begins as the request does
         if value is DONE:
             return NO_MORE_STEPS
         self._pending = value
@@ -718,46 +754,44 @@ class Request:
         if value is not DONE:
             self._pending = DONE
             return value
-        value = self._take_step()
+        value = self._take_step(UNKNOWN)
         if value is DONE:
             raise StopIteration
         return value
 
     @cython.cfunc
-    def _take_step(self) -> object:
+    def _take_step(self, now: cython.longlong) -> object:
         """Resume the coroutine; return what it yields, or ``DONE``."""
-        outer = self._enter()
+        outer = self._enter(now)
+        value = RAISED
         try:
             value = resume(self._coroutine, DONE)
-        except BaseException as error:
+        finally:  # to be ready for `except` costs some hundred instructions before each step
             self._leave(outer)
-            self._finish(error)
-            raise
-        self._leave(outer)
-        if value is DONE:
-            self._finish(None)
+            if value is DONE or value is RAISED:
+                self._finish()
         return value
 
     def send(self, value):
         """Resume with ``value``, as :meth:`coroutine.send`."""
-        outer = self._enter()
+        outer = self._enter(UNKNOWN)
         try:
             value = self._coroutine.send(value)
-        except BaseException as error:
+        except BaseException:
             self._leave(outer)
-            self._finish(error)
+            self._finish()
             raise
         self._leave(outer)
         return value
 
     def throw(self, *error):
         """Resume with an exception, as :meth:`coroutine.throw`."""
-        outer = self._enter()
+        outer = self._enter(UNKNOWN)
         try:
             value = self._coroutine.throw(*error)
-        except BaseException as raised:
+        except BaseException:
             self._leave(outer)
-            self._finish(raised)
+            self._finish()
             raise
         self._leave(outer)
         return value
@@ -766,18 +800,19 @@ class Request:
         """Close, as :meth:`coroutine.close`."""
         if self._coroutine is not None:
             self._coroutine.close()
-            self._finish(GeneratorExit())
+            self._finish()
 
     @cython.cfunc
-    def _finish(self, error: object):
-        """The coroutine has ended, by raising as all do: end the request too if its response has not."""
+    @cython.exceptval(check=False)
+    def _finish(self) -> cython.void:
+        """The coroutine has ended, or raised what is handled now: end the request too if its response has not."""
         if self._outer is not None:
             set_variable(current, self._outer)
             self._outer = None
         self._coroutine = None
         self._drop_worker()
         if self._open:
-            self._end(CANCELLED if isinstance(error, CancelledError) else FAILED)
+            self._end(CANCELLED if isinstance(exc_info()[1], CancelledError) else FAILED)
         self.scope = self._send = None  # whoever remembers this request keeps nothing of the app's alive
 
     # --- the send that the app gets
@@ -803,12 +838,12 @@ class Request:
         self._begin()
 
     @cython.cfunc
-    def _begin(self):
-        now: cython.longlong = self.stage.now()
+    @cython.exceptval(check=False)
+    def _begin(self) -> cython.void:
         self.loop_cpu = self.loop_blocked = self.thread_cpu = self.thread_wait = 0
         self.thread_queue = self.loop_wait = self.awaiting = 0
         self._threads = self._threads_cpu = 0
-        self._opened = self._mark = now
+        self._opened = self._mark = self.stage.now()
         self._open = True
         self._resting = False
         self._door.active += 1
@@ -818,7 +853,8 @@ class Request:
         self._end(status_if_none)
 
     @cython.cfunc
-    def _end(self, status_if_none: cython.longlong):
+    @cython.exceptval(check=False)
+    def _end(self, status_if_none: cython.longlong) -> cython.void:
         """Close the account. Never raises: it is called from within the app's own steps."""
         if not self._open:
             return
@@ -914,64 +950,61 @@ class Request:
         self._resting = True
 
     @cython.cfunc
-    def _add_worker(self):
+    @cython.exceptval(check=False)
+    def _add_worker(self) -> cython.void:
         """Count one more coroutine that works on the request's behalf."""
         self._workers += 1
 
     @cython.cfunc
-    def _drop_worker(self):
+    @cython.exceptval(check=False)
+    def _drop_worker(self) -> cython.void:
         """Count one coroutine less. While there is none, time passes without being booked."""
         self._workers -= 1
         if self._workers <= 0:
             self._resting = True
 
     @cython.cfunc
-    def _enter(self) -> object:
+    def _enter(self, now: cython.longlong) -> object:
         """Begin a step: return the request whose step it interrupts, ``None`` if there is none."""
         stage: Stage = self.stage
         outer = stage.running
         # An eager child takes its first step within its parent's, which books the time already.
         if stage.off or outer is self:
             return NOT_BOOKED
-        try:
-            now: cython.longlong = stage.now()
-            if outer is not None:
-                interrupted: Request = outer
-                interrupted._book_step(now)
-            if stage._libuv:
-                stage._observe(now)
-            self._book_gap(now)
-            if now - stage._cpu_at > FRESH_NS:
-                stage._cpu_at = now
-                stage._cpu_mark = stage.cpu()
-                stage._spent = 0
-            self._mark = now
-            stage.running = self
-        except Exception as error:
-            stage.fail(error)
-            return NOT_BOOKED
+        if now == UNKNOWN:
+            now = stage.now()
+        if outer is not None:
+            cython.cast(Request, outer)._book_step(now)
+        if stage._libuv:
+            stage._observe(now)
+        self._book_gap(now)
+        if now - stage._cpu_at > FRESH_NS:
+            stage._cpu_at = now
+            stage._cpu_mark = stage.cpu()
+            stage._spent = 0
+        self._mark = now
+        stage.running = self
         return outer
 
     @cython.cfunc
-    def _leave(self, outer: object):
+    @cython.exceptval(check=False)
+    def _leave(self, outer: object) -> cython.void:
         """End a step, and go on with the one that it interrupted."""
         if outer is NOT_BOOKED:
             return
         stage: Stage = self.stage
         stage.running = outer
-        try:
-            now: cython.longlong = stage.now()
-            self._book_step(now)
-            stage._seen_at = now
-            if outer is not None:
-                interrupted: Request = outer
-                interrupted.awaiting += now - interrupted._mark
-                interrupted._mark = now
-        except Exception as error:
-            stage.fail(error)
+        now: cython.longlong = stage.now()
+        self._book_step(now)
+        stage._seen_at = now
+        if outer is not None:
+            interrupted: Request = cython.cast(Request, outer)
+            interrupted.awaiting += now - interrupted._mark
+            interrupted._mark = now
 
     @cython.cfunc
-    def _book_step(self, now: cython.longlong):
+    @cython.exceptval(check=False)
+    def _book_step(self, now: cython.longlong) -> cython.void:
         """Book a step that ends now, its CPU and its blocked time apart."""
         stage: Stage = self.stage
         wall: cython.longlong = now - self._mark
@@ -993,18 +1026,24 @@ class Request:
         if self._background is not None and not self._open:
             self._pour(self._background._background)
 
-    def _tell_long_step(self, now: cython.longlong, wall: cython.longlong):
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _tell_long_step(self, now: cython.longlong, wall: cython.longlong) -> cython.void:
         stage: Stage = self.stage
-        if len(stage.holders) >= HOLDERS:
-            del stage.holders[: HOLDERS // 2]
-        stage.holders.append((now - wall, now, self))
-        if stage.on_long_step is not None:
-            stage.on_long_step(wall)
-        if self._open and self._door._observer is not None:
-            self._door._observer.held(self, now - wall, now)
+        try:
+            if len(stage.holders) >= HOLDERS:
+                del stage.holders[: HOLDERS // 2]
+            stage.holders.append((now - wall, now, self))
+            if stage.on_long_step is not None:
+                stage.on_long_step(wall)
+            if self._open and self._door._observer is not None:
+                self._door._observer.held(self, now - wall, now)
+        except Exception as error:
+            stage.fail(error)
 
     @cython.cfunc
-    def _book_gap(self, now: cython.longlong):
+    @cython.exceptval(check=False)
+    def _book_gap(self, now: cython.longlong) -> cython.void:
         """Book the time since the last step: what the request waited for, and then for how long it was due."""
         if self._resting:
             self._resting = False
@@ -1024,15 +1063,21 @@ class Request:
         else:
             self.awaiting += now - start
 
-    def _blame(self, start: cython.longlong, end: cython.longlong):
-        found = self.stage.blockers(start, end)
-        if found:
-            self._victims = [*(self._victims or ()), *found]
-        if self._open and self._door._observer is not None:
-            self._door._observer.waited(self, start, end)
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _blame(self, start: cython.longlong, end: cython.longlong) -> cython.void:
+        try:
+            found = self.stage.blockers(start, end)
+            if found:
+                self._victims = [*(self._victims or ()), *found]
+            if self._open and self._door._observer is not None:
+                self._door._observer.waited(self, start, end)
+        except Exception as error:
+            self.stage.fail(error)
 
     @cython.cfunc
-    def _pour(self, times: cython.p_longlong):
+    @cython.exceptval(check=False)
+    def _pour(self, times: cython.p_longlong) -> cython.void:
         """Add the account's times to others, in the order of ``catalogue.STATES``, and empty it."""
         times[0] += self.loop_cpu
         times[1] += self.loop_blocked
@@ -1061,27 +1106,35 @@ class Request:
         elif len(self._timers) < MOST_TIMERS:
             self._timers.append(timer)
 
-    def _due_by_timer(self, start: cython.longlong, now: cython.longlong, due: cython.longlong):
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _due_by_timer(
+        self, start: cython.longlong, now: cython.longlong, due: cython.longlong
+    ) -> cython.longlong:
         """Return when the earliest timer that fired in the gap was due, but not before ``due``, or else ``due``.
 
         A loop that sleeps a little longer than its timer asked for is idle meanwhile, not busy with others.
         """
         pending = []
         fired: cython.longlong = NEVER
-        for timer in self._timers:
-            if timer.cancelled():
-                continue
-            when: cython.longlong = int(timer.when() * 1e9)
-            if when > now:
-                pending.append(timer)
-            elif when > start:
-                fired = min(fired, when)
+        try:
+            for timer in self._timers:
+                if timer.cancelled():
+                    continue
+                when: cython.longlong = int(timer.when() * 1e9)
+                if when > now:
+                    pending.append(timer)
+                elif when > start:
+                    fired = min(fired, when)
+        except Exception as error:
+            self.stage.fail(error)
         self._timers = pending or None
         if fired == NEVER:
             return due
         return fired if due == NEVER else max(fired, due)
 
     @cython.cfunc
+    @cython.exceptval(check=False)
     def _book_one(self, now: cython.longlong, work: Job) -> cython.longlong:
         """Book what one worker thread did since the mark; return when that ended.
 
@@ -1106,6 +1159,8 @@ class Request:
             self._settle_threads()
         return end
 
+    @cython.cfunc
+    @cython.exceptval(check=False)
     def _book_many(self, now: cython.longlong) -> cython.longlong:
         """Book what several worker threads did since the mark; return when the last of it had ended.
 
@@ -1136,7 +1191,8 @@ class Request:
         return last
 
     @cython.cfunc
-    def _settle_threads(self):
+    @cython.exceptval(check=False)
+    def _settle_threads(self) -> cython.void:
         """Divide the time in threads into CPU and wait, as soon as the threads have told their CPU time."""
         cpu: cython.longlong = min(self._threads, self._threads_cpu)
         self.thread_cpu += cpu
@@ -1187,23 +1243,21 @@ class Child:
         return self
 
     def __next__(self):
-        outer = self._request._enter()
+        outer = self._request._enter(UNKNOWN)
+        value = RAISED
         try:
             value = resume(self._coroutine, DONE)
-        except BaseException:
-            self._request._drop_worker()
+        finally:
+            if value is DONE or value is RAISED:
+                self._request._drop_worker()
             self._request._leave(outer)
-            raise
-        if value is DONE:
-            self._request._drop_worker()
-        self._request._leave(outer)
         if value is DONE:
             raise StopIteration
         return value
 
     def send(self, value):
         """Resume with ``value``, as :meth:`coroutine.send`."""
-        outer = self._request._enter()
+        outer = self._request._enter(UNKNOWN)
         try:
             return self._coroutine.send(value)
         except BaseException:
@@ -1214,7 +1268,7 @@ class Child:
 
     def throw(self, *error):
         """Resume with an exception, as :meth:`coroutine.throw`."""
-        outer = self._request._enter()
+        outer = self._request._enter(UNKNOWN)
         try:
             return self._coroutine.throw(*error)
         except BaseException:
@@ -1304,6 +1358,8 @@ class Door:
     _app: object
     _aside: object
     _loop: object
+    _is_running: object
+    _thread: cython.ulong
     _metrics_path: str
     _stage: Stage
     _accounts: dict
@@ -1314,7 +1370,8 @@ class Door:
     def __init__(self, app: object, aside: object, recorder: object) -> None:
         self._app = app
         self._aside = aside
-        self._loop = None
+        self._loop = self._is_running = None
+        self._thread = 0
         self._metrics_path = None
         self._stage = None
         self._accounts = {}
@@ -1324,13 +1381,16 @@ class Door:
 
     def begin_anew(self) -> None:
         """Forget the loop and all requests, as in a child process that was forked."""
-        self._loop = self._stage = None
+        self._loop = self._is_running = self._stage = None
+        self._thread = 0
         self._accounts = {}
         self.active = 0
 
     def lead_to(self, loop: object, stage: Stage, metrics_path: object) -> None:
-        """Measure what comes on ``loop`` from now on, but for the metrics path."""
+        """Measure what comes on ``loop``, which runs in this thread, from now on, but for the metrics path."""
         self._loop = loop
+        self._is_running = loop.is_running
+        self._thread = get_ident()
         self._stage = stage
         self._metrics_path = metrics_path
 
@@ -1359,13 +1419,16 @@ class Door:
 
     def __call__(self, scope, receive, send):
         """Return what serves one scope when it is awaited."""
-        if type(scope) is not dict or scope["type"] != "http" or get_running_loop() is not self._loop:
+        if type(scope) is not dict or scope["type"] != "http" or not self._is_on_loop():
             return self._aside(scope, receive, send)
-        if self._metrics_path is not None:
-            path = scope["path"]
-            if type(path) is not str or cython.cast(str, path).endswith(self._metrics_path):
-                return self._aside(scope, receive, send)
+        if self._metrics_path is not None and may_end_with(scope["path"], self._metrics_path):
+            return self._aside(scope, receive, send)
         return self._measure(scope, receive, send)
+
+    @cython.cfunc
+    def _is_on_loop(self) -> cython.bint:
+        """Tell whether the loop that is measured runs here: `get_running_loop` asks the system each time."""
+        return get_ident() == self._thread and self._is_running()
 
     def measure(self, scope: object, receive: object, send: object) -> object:
         """Return the measured request of an HTTP scope."""
@@ -1375,11 +1438,7 @@ class Door:
     def _measure(self, scope: object, receive: object, send: object) -> object:
         if self._is_measured(scope):
             return self._app(scope, receive, send)
-        try:
-            request: Request = self._begin(scope, send)
-        except Exception as error:
-            self._stage.on_failure("middleware", error, "such requests are not measured")
-            return self._app(scope, receive, send)
+        request: Request = self._begin(scope, send)
         return request._drive(self._app(scope, receive, request))
 
     def is_measured(self, scope: object) -> bool:
@@ -1388,6 +1447,8 @@ class Door:
 
     @cython.cfunc
     def _is_measured(self, scope: object) -> cython.bint:
+        if self._stage.running is None and len(IN_USE) == 1 and IN_USE[0] is self._stage:
+            return False  # as nearly always
         for one in IN_USE:
             stage: Stage = one
             if stage.running is not None:
@@ -1403,18 +1464,16 @@ class Door:
     @cython.cfunc
     def _begin(self, scope: object, send: object) -> Request:
         request: Request = Request.__new__(Request)
+        if not cython.compiled:  # the compiler clears all there is
+            request.status = request._workers = 0
+            request._coroutine = request._outer = request._background = None
+            request._work = request._timers = request._victims = None
+            request._shared = False
         request.stage = self._stage
         request.scope = scope
-        request.status = 0
         request._send = send
         request._door = self
-        request._coroutine = None
         request._pending = DONE
-        request._outer = None
-        request._background = None
-        request._work = request._timers = request._victims = None
-        request._shared = False
-        request._workers = 0
         if self._observer is not None:
             self._observer.begin(request)  # before the request's own time begins
         request._begin()
@@ -1427,7 +1486,7 @@ class Door:
             fields: dict = scope
             by_endpoint: dict = self._accounts.get(fields.get("method"))  # a WebSocket's scope has none
             if by_endpoint is not None:
-                account = by_endpoint.get(id(fields.get("endpoint")))
+                account = by_endpoint.get(address_of(fields.get("endpoint")))
                 if account is not None:
                     return account
         account, key = self.recorder.account(scope)
@@ -1484,8 +1543,19 @@ class TimedSelect:
 
     @cython.cfunc
     @cython.inline
+    @cython.exceptval(check=False)
     def _now(self) -> cython.longlong:
-        return wall_now() if self.clock is None else self.clock()
+        return wall_now() if self.clock is None else self._ask()
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _ask(self) -> cython.longlong:
+        """Read the clock that was given. One that breaks ends the measuring."""
+        try:
+            return self.clock()
+        except Exception as error:
+            self._fail(error)
+            return self._polled
 
     def read(self) -> tuple:
         """Return (since, busy, idle, iterations, squares of short periods); ``since`` is 0 while they change."""
@@ -1499,28 +1569,27 @@ class TimedSelect:
         """Measure no more; pass polls on."""
         self.off = True
 
-    def __call__(self, timeout=None):
-        """Poll."""
+    def poll(self, timeout=None):
+        """Poll, as the selector's ``select`` does."""
         if self.off:
             return self._select(timeout)
         # A poll that does not wait is no idleness: the next busy period begins at once.
-        waits = timeout is None or timeout > 0
-        try:
-            self._end_busy(waits)
-        except Exception as error:
-            self._fail(error)
+        waits: cython.bint = timeout is None or (timeout is not AT_ONCE and timeout > 0)
+        self._end_busy(waits)
+        if not waits:
+            return self._select(timeout)
         try:
             return self._select(timeout)
         finally:
-            if waits and not self.off:
-                try:
-                    self._end_idle()
-                except Exception as error:
-                    self._fail(error)
+            if not self.off:
+                self._end_idle()
 
     @cython.cfunc
-    def _end_busy(self, waits: cython.bint):
+    @cython.exceptval(check=False)
+    def _end_busy(self, waits: cython.bint) -> cython.void:
         now: cython.longlong = self._now()
+        if self.off:
+            return
         since: cython.longlong = self.since
         self.since = 0
         self.iterations += 1
@@ -1528,12 +1597,11 @@ class TimedSelect:
             busy: cython.longlong = now - since
             self.busy += busy
             if busy > SHORT_PERIOD_NS:
-                self.on_long(busy)
+                self._tell_long(busy)
             else:
                 self.short_squares += float(busy) * float(busy)
             if busy > self.slot_worst or now >= self.slot_ends:
-                self.slot_worst = busy
-                self.slot_ends = self.on_worst(busy, now)
+                self._tell_worst(busy, now)
         else:  # idle already: the last poll was left by an exception that also broke our clock
             self.idle += now + since
         if waits:
@@ -1543,7 +1611,25 @@ class TimedSelect:
             self.since = now
 
     @cython.cfunc
-    def _end_idle(self):
+    @cython.exceptval(check=False)
+    def _tell_long(self, busy: cython.longlong) -> cython.void:
+        try:
+            self.on_long(busy)
+        except Exception as error:
+            self._fail(error)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _tell_worst(self, busy: cython.longlong, now: cython.longlong) -> cython.void:
+        self.slot_worst = busy
+        try:
+            self.slot_ends = self.on_worst(busy, now)
+        except Exception as error:
+            self._fail(error)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _end_idle(self) -> cython.void:
         now: cython.longlong = self._now()
         waited: cython.longlong = now + self.since
         self.since = 0
@@ -1553,7 +1639,8 @@ class TimedSelect:
 
     @cython.cfunc
     @cython.inline
-    def _tell_stage(self, now: cython.longlong, waited: cython.longlong):
+    @cython.exceptval(check=False)
+    def _tell_stage(self, now: cython.longlong, waited: cython.longlong) -> cython.void:
         stage: Stage = self._stage
         stage.bound = stage.next_bound
         stage.next_bound = now if waited > WAITED_NS else self._polled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from loopwatch.hot import Door
 from loopwatch.recorder import Recorder
 
@@ -12,7 +14,7 @@ def door_on(stage):
     """Return a door that leads to ``stage``, and the recorder behind it."""
     recorder = Recorder(max_routes=10)
     door = Door(None, None, recorder)
-    door.lead_to(None, stage, None)
+    door.lead_to(SimpleNamespace(is_running=lambda: True), stage, None)
     return door, recorder
 
 

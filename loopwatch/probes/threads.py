@@ -70,21 +70,20 @@ class ThreadsProbe:
         self._failures.report("threads", error, "some work for threads is not measured")
 
     def _timed_worker_thread(self, way_in: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
-        """Return what takes the place of anyio's way into a thread. Loop thread."""
+        """Return what takes the place of anyio's way into a thread, its parameters named as there. Loop thread."""
         find, loop_thread = self.pools.of_limiter, get_ident()
         default = find(None, None)
 
-        async def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-            if get_ident() != loop_thread or type(function) is Job:  # all loops share the way in
-                return await way_in(function, *arguments, **options)
+        async def timed(func: Any, args: Any, abandon_on_cancel: bool = False, limiter: Any = None) -> Any:
+            if get_ident() != loop_thread or type(func) is Job:  # all loops share the way in
+                return await way_in(func, args, abandon_on_cancel, limiter)
             try:
-                limiter = options.get("limiter")
-                job = (default if limiter is None else find(limiter, function)).job(function, stage)
+                job = (default if limiter is None else find(limiter, func)).job(func, stage)
             except Exception as error:
                 self._fail(error)
-                return await way_in(function, *arguments, **options)
+                return await way_in(func, args, abandon_on_cancel, limiter)
             try:
-                return await way_in(job, *arguments, **options)
+                return await way_in(job, args, abandon_on_cancel, limiter)
             finally:
                 job.leave()
 
