@@ -148,6 +148,7 @@ class Stage:
     on_failure: object
     on_long_step: object
     holders: list
+    _held_to: cython.longlong
     clock: object
     cpu_clock: object
     _told: cython.longlong
@@ -179,6 +180,7 @@ class Stage:
         self.on_failure = on_failure
         self.on_long_step = on_long_step
         self.holders = []
+        self._held_to = 0
         self.clock = clock
         self.cpu_clock = cpu_clock
         self._told = 0
@@ -873,7 +875,7 @@ class Request:
             if door._observer is not None:
                 door._observer.end(self, status_class)
             account._add(self, status_class, self._mark - self._opened, not stage.off)
-            if self._victims is not None:
+            if self._victims:
                 door.recorder.charge(self.scope, self._victims)
                 self._victims = None
         except Exception as error:
@@ -1034,6 +1036,7 @@ class Request:
             if len(stage.holders) >= HOLDERS:
                 del stage.holders[: HOLDERS // 2]
             stage.holders.append((now - wall, now, self))
+            stage._held_to = now
             if stage.on_long_step is not None:
                 stage.on_long_step(wall)
             if self._open and self._door._observer is not None:
@@ -1066,14 +1069,14 @@ class Request:
     @cython.cfunc
     @cython.exceptval(check=False)
     def _blame(self, start: cython.longlong, end: cython.longlong) -> cython.void:
+        stage: Stage = self.stage
         try:
-            found = self.stage.blockers(start, end)
-            if found:
-                self._victims = [*(self._victims or ()), *found]
+            if stage._held_to > start:
+                self._victims = [*(self._victims or ()), *stage.blockers(start, end)]
             if self._open and self._door._observer is not None:
                 self._door._observer.waited(self, start, end)
         except Exception as error:
-            self.stage.fail(error)
+            stage.fail(error)
 
     @cython.cfunc
     @cython.exceptval(check=False)
