@@ -1111,9 +1111,7 @@ class Request:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def _due_by_timer(
-        self, start: cython.longlong, now: cython.longlong, due: cython.longlong
-    ) -> cython.longlong:
+    def _due_by_timer(self, start: cython.longlong, now: cython.longlong, due: cython.longlong) -> cython.longlong:
         """Return when the earliest timer that fired in the gap was due, but not before ``due``, or else ``due``.
 
         A loop that sleeps a little longer than its timer asked for is idle meanwhile, not busy with others.
