@@ -42,6 +42,10 @@ if not cython.compiled:
                 raise
             return done
 
+    def cpu_at_start(_now):
+        """Return the CPU time of this thread, which begins with a job now."""
+        return cpu_now()
+
     address_of = id
     get_variable = ContextVar.get
     set_variable = ContextVar.set
@@ -347,13 +351,16 @@ class Job:
         if self.left:
             return self._function(*arguments)
         self.thread = get_ident()
-        cpu: cython.longlong = cpu_now()
         self.started = wall_now()
+        begun_with: cython.longlong = cpu_at_start(self.started)
         try:
             return self._function(*arguments)
         finally:
-            self.cpu = cpu_now() - cpu
+            ended_with: cython.longlong = cpu_now()
+            self.cpu = max(0, ended_with - begun_with)
             self.ended = wall_now()
+            if cython.compiled:
+                note_end(ended_with, self.ended)
             self._function = None
             if self.left:  # nobody else would tell
                 self._pool._told.append(self)

@@ -173,6 +173,30 @@ def test_cpu_and_wait_of_threads_are_told_apart(run):
     assert pool.cpu + pool.wait == pytest.approx(pool.run_times.sum)
 
 
+@pytest.mark.parametrize("work", [lambda: nap(0.0002), lambda: burn_cpu(0.0002)], ids=["naps", "computes"])
+def test_the_cpu_time_of_short_work_that_follows_close_upon_another_adds_up(run, keep, work):
+    """Most of these start without a look at the CPU clock; the thread's own way between them is not theirs."""
+    executor = keep(ThreadPoolExecutor(1, thread_name_prefix="one"))
+    took = []
+
+    def timed():
+        before = time.thread_time()
+        work()
+        took.append(time.thread_time() - before)
+
+    async def main():
+        async with LoopWatch() as watch:
+            loop = asyncio.get_running_loop()
+            await asyncio.gather(*(loop.run_in_executor(executor, timed) for _ in range(800)))
+            await settle()
+            return watch.snapshot().pool("one")
+
+    pool = run(main)
+    assert pool.run_times.count == 800
+    assert pool.cpu == pytest.approx(sum(took), rel=0.05, abs=0.005)
+    assert pool.cpu + pool.wait == pytest.approx(pool.run_times.sum)
+
+
 def test_work_that_is_cancelled_in_the_queue_leaves_it_at_once(run, keep):
     executor = keep(ThreadPoolExecutor(1))
 
