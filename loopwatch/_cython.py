@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 compiled = False
-longlong = ulong = int
+longlong = int
 double = float
 Py_ssize_t = int
 bint = bool
-void = None
 
 
 def _unchanged(decorated: Any) -> Any:

@@ -812,8 +812,8 @@ class Request:
             self._finish()
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _finish(self) -> cython.void:
+    @cython.exceptval(-1)
+    def _finish(self) -> cython.int:
         """The coroutine has ended, or raised what is handled now: end the request too if its response has not."""
         if self._outer is not None:
             set_variable(current, self._outer)
@@ -862,11 +862,11 @@ class Request:
         self._end(status_if_none)
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _end(self, status_if_none: cython.longlong) -> cython.void:
+    @cython.exceptval(-1)
+    def _end(self, status_if_none: cython.longlong) -> cython.int:
         """Close the account. Never raises: it is called from within the app's own steps."""
         if not self._open:
-            return
+            return 0
         door: Door = self._door
         door.active -= 1
         try:
@@ -996,11 +996,11 @@ class Request:
         return outer
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _leave(self, outer: object) -> cython.void:
+    @cython.exceptval(-1)
+    def _leave(self, outer: object) -> cython.int:
         """End a step, and go on with the one that it interrupted."""
         if outer is NOT_BOOKED:
-            return
+            return 0
         stage: Stage = self.stage
         stage.running = outer
         now: cython.longlong = stage.now()
@@ -1012,8 +1012,8 @@ class Request:
             interrupted._mark = now
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _book_step(self, now: cython.longlong) -> cython.void:
+    @cython.exceptval(-1)
+    def _book_step(self, now: cython.longlong) -> cython.int:
         """Book a step that ends now, its CPU and its blocked time apart."""
         stage: Stage = self.stage
         wall: cython.longlong = now - self._mark
@@ -1036,8 +1036,8 @@ class Request:
             self._pour(self._background._background)
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _tell_long_step(self, now: cython.longlong, wall: cython.longlong) -> cython.void:
+    @cython.exceptval(-1)
+    def _tell_long_step(self, now: cython.longlong, wall: cython.longlong) -> cython.int:
         stage: Stage = self.stage
         try:
             if len(stage.holders) >= HOLDERS:
@@ -1052,12 +1052,12 @@ class Request:
             stage.fail(error)
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _book_gap(self, now: cython.longlong) -> cython.void:
+    @cython.exceptval(-1)
+    def _book_gap(self, now: cython.longlong) -> cython.int:
         """Book the time since the last step: what the request waited for, and then for how long it was due."""
         if self._resting:
             self._resting = False
-            return
+            return 0
         start: cython.longlong = self._mark
         due: cython.longlong = self.stage.bound
         if self._work is not None:
@@ -1074,8 +1074,8 @@ class Request:
             self.awaiting += now - start
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _blame(self, start: cython.longlong, end: cython.longlong) -> cython.void:
+    @cython.exceptval(-1)
+    def _blame(self, start: cython.longlong, end: cython.longlong) -> cython.int:
         stage: Stage = self.stage
         try:
             if stage._held_to > start:
@@ -1117,7 +1117,7 @@ class Request:
             self._timers.append(timer)
 
     @cython.cfunc
-    @cython.exceptval(check=False)
+    @cython.exceptval(-1)
     def _due_by_timer(self, start: cython.longlong, now: cython.longlong, due: cython.longlong) -> cython.longlong:
         """Return when the earliest timer that fired in the gap was due, but not before ``due``, or else ``due``.
 
@@ -1168,7 +1168,7 @@ class Request:
         return end
 
     @cython.cfunc
-    @cython.exceptval(check=False)
+    @cython.exceptval(-1)
     def _book_many(self, now: cython.longlong) -> cython.longlong:
         """Book what several worker threads did since the mark; return when the last of it had ended.
 
@@ -1482,8 +1482,11 @@ class Door:
         request._send = send
         request._door = self
         request._pending = DONE
-        if self._observer is not None:
-            self._observer.begin(request)  # before the request's own time begins
+        if self._observer is not None:  # it is told before the request's own time begins
+            try:
+                self._observer.begin(request)
+            except Exception as error:
+                self._stage.on_failure("middleware", error, "who observes such requests is not told of them")
         request._begin()
         return request
 
@@ -1593,11 +1596,11 @@ class TimedSelect:
                 self._end_idle()
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _end_busy(self, waits: cython.bint) -> cython.void:
+    @cython.exceptval(-1)
+    def _end_busy(self, waits: cython.bint) -> cython.int:
         now: cython.longlong = self._now()
         if self.off:
-            return
+            return 0
         since: cython.longlong = self.since
         self.since = 0
         self.iterations += 1
@@ -1619,16 +1622,16 @@ class TimedSelect:
             self.since = now
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _tell_long(self, busy: cython.longlong) -> cython.void:
+    @cython.exceptval(-1)
+    def _tell_long(self, busy: cython.longlong) -> cython.int:
         try:
             self.on_long(busy)
         except Exception as error:
             self._fail(error)
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _tell_worst(self, busy: cython.longlong, now: cython.longlong) -> cython.void:
+    @cython.exceptval(-1)
+    def _tell_worst(self, busy: cython.longlong, now: cython.longlong) -> cython.int:
         self.slot_worst = busy
         try:
             self.slot_ends = self.on_worst(busy, now)

@@ -253,3 +253,17 @@ def test_a_stage_that_is_used_twice_is_let_go_of_by_switching_it_off_once(machin
     with pytest.raises(StopIteration):
         door.begin(measured, None).drive(app()).send(None)
     assert seen == [True, False]
+
+
+def test_an_interrupt_that_arrives_while_a_long_step_is_told_is_not_lost():
+    def interrupted(_length):
+        raise KeyboardInterrupt
+
+    wall = FakeClock()
+    stage = Stage(lambda *_: None, interrupted, wall, FakeClock())
+
+    async def app():
+        wall.advance(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        request_on(stage).drive(app()).send(None)

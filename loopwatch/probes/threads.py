@@ -9,6 +9,7 @@ Relies on anyio's ``AsyncIOBackend.run_sync_in_worker_thread``; see docs/what-it
 
 from __future__ import annotations
 
+import inspect
 import sys
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
     from loopwatch.failures import Failures
     from loopwatch.hot import Pool, Stage
+
+
+_PARAMETERS = ("func", "args", "abandon_on_cancel", "limiter")
+"""Those of anyio's way into a thread since 4.1. To pass on whatever is given takes as long as all the rest."""
 
 
 class ThreadsProbe:
@@ -70,24 +75,38 @@ class ThreadsProbe:
         self._failures.report("threads", error, "some work for threads is not measured")
 
     def _timed_worker_thread(self, way_in: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
-        """Return what takes the place of anyio's way into a thread, its parameters named as there. Loop thread."""
+        """Return what takes the place of anyio's way into a thread. Loop thread."""
         find, loop_thread = self.pools.of_limiter, get_ident()
         default = find(None, None)
 
-        async def timed(func: Any, args: Any, abandon_on_cancel: bool = False, limiter: Any = None) -> Any:
-            if get_ident() != loop_thread or type(func) is Job:  # all loops share the way in
-                return await way_in(func, args, abandon_on_cancel, limiter)
+        def job_of(function: Any, limiter: Any) -> Job | None:
+            if get_ident() != loop_thread or type(function) is Job:  # all loops share the way in
+                return None
             try:
-                job = (default if limiter is None else find(limiter, func)).job(func, stage)
+                return (default if limiter is None else find(limiter, function)).job(function, stage)
             except Exception as error:
                 self._fail(error)
+                return None
+
+        async def timed(func: Any, args: Any, abandon_on_cancel: bool = False, limiter: Any = None) -> Any:
+            job = job_of(func, limiter)
+            if job is None:
                 return await way_in(func, args, abandon_on_cancel, limiter)
             try:
                 return await way_in(job, args, abandon_on_cancel, limiter)
             finally:
                 job.leave()
 
-        return timed
+        async def timed_as_called(function: Any, *arguments: Any, **options: Any) -> Any:
+            job = job_of(function, options.get("limiter"))
+            if job is None:
+                return await way_in(function, *arguments, **options)
+            try:
+                return await way_in(job, *arguments, **options)
+            finally:
+                job.leave()
+
+        return timed if _parameters_of(way_in) == _PARAMETERS else timed_as_called
 
     def _timed_executor(self, run_in_executor: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
         def timed(executor: Any, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -127,6 +146,13 @@ class ThreadsProbe:
             self.pools.refresh(limiter)
 
         return property(limit.fget, changed, doc=limit.__doc__)
+
+
+def _parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return ()
 
 
 class _Remote:

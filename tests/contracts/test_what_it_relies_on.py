@@ -29,6 +29,7 @@ from starlette.applications import Starlette
 import loopwatch
 from loopwatch.exporters.opentelemetry.repeats import adding_works
 from loopwatch.exporters.traces.starts import SpanStarts
+from loopwatch.probes import threads
 from loopwatch.probes.loops import libuv
 from loopwatch.probes.loops.selector import SelectorClock
 
@@ -202,7 +203,7 @@ def test_where_there_is_a_compiler_the_compiled_core_is_in_use():
 
 def test_anyios_worker_threads_go_through_one_function_of_its_backend():
     parameters = inspect.signature(anyio_backend.AsyncIOBackend.run_sync_in_worker_thread).parameters
-    assert list(parameters)[:2] == ["func", "args"]
+    assert tuple(parameters) == threads._PARAMETERS
     assert isinstance(vars(anyio_backend.AsyncIOBackend)["run_sync_in_worker_thread"], classmethod)
 
 

@@ -14,6 +14,7 @@ import anyio.from_thread
 import anyio.to_thread
 import httpx
 import pytest
+from anyio._backends._asyncio import AsyncIOBackend
 from fastapi import FastAPI
 
 import loopwatch
@@ -260,6 +261,24 @@ def test_work_that_is_abandoned_frees_its_place_in_a_limiter_but_not_in_an_execu
         pool = end.pool(name)
         assert (pool.in_use, pool.queued, pool.run_times.count) == (0, 0, 1)
         assert pool.run_times.sum == pytest.approx(seconds, rel=0.05)
+
+
+def test_a_way_in_that_somebody_else_has_wrapped_is_measured_too(run, monkeypatch):
+    way_in = AsyncIOBackend.run_sync_in_worker_thread
+
+    async def wrapped(*arguments, **options):
+        return await way_in(*arguments, **options)
+
+    async def main():
+        async with LoopWatch() as watch:
+            assert await anyio.to_thread.run_sync(lambda: nap(0.05) or "done") == "done"
+            await settle()
+            return watch.snapshot().pool("anyio")
+
+    monkeypatch.setattr(AsyncIOBackend, "run_sync_in_worker_thread", staticmethod(wrapped))
+    pool = run(main)
+    assert (pool.run_times.count, pool.in_use) == (1, 0)
+    assert pool.run_times.sum >= 0.05
 
 
 def test_work_that_raises_is_counted_and_its_error_passes(run):
