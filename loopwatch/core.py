@@ -8,6 +8,9 @@ A :class:`Request` is at once a running account, the driver of the app's corouti
 gets: one object, which the garbage collector need not track when compiled. Its account has a mark up to which all
 time is booked; each transition books what lies between the mark and now, so the states sum to the wall time by
 construction.
+
+What each step calls cannot raise, ``exceptval(check=False)``, or tells so by what it returns, ``exceptval(-1)``: the
+compiler's other ways ask the interpreter for its state, each time. What is called rarely catches its own failures.
 """
 
 from __future__ import annotations
@@ -888,6 +891,7 @@ class Request:
         except Exception as error:
             self.stage.on_failure("requests", error, "some requests are not counted")
         self._open = False
+        return 0
 
     def answer(self, status: int) -> None:
         """Note the status of the response."""
@@ -1010,6 +1014,7 @@ class Request:
             interrupted: Request = cython.cast(Request, outer)
             interrupted.awaiting += now - interrupted._mark
             interrupted._mark = now
+        return 0
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -1072,6 +1077,7 @@ class Request:
                 self._blame(due, now)
         else:
             self.awaiting += now - start
+        return 0
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -1620,6 +1626,7 @@ class TimedSelect:
         else:
             self._tell_stage(now, 0)
             self.since = now
+        return 0
 
     @cython.cfunc
     @cython.exceptval(-1)
