@@ -9,8 +9,8 @@ gets: one object, which the garbage collector need not track when compiled. Its 
 time is booked; each transition books what lies between the mark and now, so the states sum to the wall time by
 construction.
 
-What each step calls cannot raise, ``exceptval(check=False)``, or tells so by what it returns, ``exceptval(-1)``: the
-compiler's other ways ask the interpreter for its state, each time. What is called rarely catches its own failures.
+What each step calls cannot raise, ``exceptval(check=False)``, or says so by what it returns, ``exceptval(-1)``: in
+other ways the compiler asks the interpreter for its state each time. What is called rarely catches its own failures.
 """
 
 from __future__ import annotations
