@@ -9,8 +9,8 @@ gets: one object, which the garbage collector need not track when compiled. Its 
 time is booked; each transition books what lies between the mark and now, so the states sum to the wall time by
 construction.
 
-What each step calls cannot raise, ``exceptval(check=False)``, or says so by what it returns, ``exceptval(-1)``: in
-other ways the compiler asks the interpreter for its state each time. What is called rarely catches its own failures.
+What each step calls cannot raise, ``exceptval(check=False)``, or says so by what it returns, ``exceptval(-1)``;
+else the compiler asks the interpreter for its state each time. What is called rarely catches its own failures.
 """
 
 from __future__ import annotations
@@ -1441,7 +1441,7 @@ class Door:
 
     @cython.cfunc
     def _is_on_loop(self) -> cython.bint:
-        """Tell whether the loop that is measured runs here: `get_running_loop` asks the system each time."""
+        """Tell whether the loop that is measured runs here. `get_running_loop` asks the system for that up to 3.11."""
         return get_ident() == self._thread and self._is_running()
 
     def measure(self, scope: object, receive: object, send: object) -> object:
