@@ -1441,7 +1441,7 @@ class Door:
 
     @cython.cfunc
     def _is_on_loop(self) -> cython.bint:
-        """Tell whether the loop that is measured runs here. `get_running_loop` asks the system for that up to 3.11."""
+        """Tell whether the measured loop runs here. Up to 3.11, `get_running_loop` asks the system for that."""
         return get_ident() == self._thread and self._is_running()
 
     def measure(self, scope: object, receive: object, send: object) -> object:
