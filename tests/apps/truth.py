@@ -214,26 +214,30 @@ async def socket(session: WebSocket):
 
 
 class ServedCPU:
-    """Tell what a request, alone on its loop, took of its CPU until the response's end, frameworks and all."""
+    """Tell what a request, alone on its loop, took of its CPU, frameworks and all, until the response's end and later."""
 
     def __init__(self, inner):
         self.inner = inner
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http" or scope["path"] == "/told":
-            return await self.inner(scope, receive, send)
-        started = time.thread_time()
+            await self.inner(scope, receive, send)
+            return
+        started = ended = time.thread_time()
 
         async def send_and_tell(message):
+            nonlocal ended
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                tell(served_cpu=time.thread_time() - started)
+                ended = time.thread_time()
+                tell(served_cpu=ended - started)
 
         try:
             await self.inner(scope, receive, send_and_tell)
         except ValueError:  # whoever answers it stands further out
             tell(served_cpu=time.thread_time() - started)
             raise
+        tell(background_cpu=time.thread_time() - ended)
 
 
 sub = FastAPI()

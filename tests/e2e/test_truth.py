@@ -60,8 +60,8 @@ def assert_true(app, path, route=None, phase="request", settle=0.0):
         app.get(path)
         time.sleep(settle)
         truth = {state.rstrip("_"): seconds for state, seconds in app.get("/told").json().items()}
-        if phase == "request":
-            truth["loop_cpu"] = truth["served_cpu"]  # the frameworks compute too, and on a slow machine for long
+        # The frameworks compute too, and on a slow machine for long.
+        truth["loop_cpu"] = truth["served_cpu" if phase == "request" else "background_cpu"]
         after = states(app, route, phase)
         return {state: (truth.get(state, 0.0), after[state] - before[state]) for state in STATES}
 
