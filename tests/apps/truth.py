@@ -214,7 +214,7 @@ async def socket(session: WebSocket):
 
 
 class ServedCPU:
-    """Tell what a request, alone on its loop, took of its CPU, frameworks and all, until the response's end and later."""
+    """Tell what a request, alone on its loop, took of its CPU, frameworks and all, before its end and after."""
 
     def __init__(self, inner):
         self.inner = inner
