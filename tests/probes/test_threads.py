@@ -263,11 +263,11 @@ def test_work_that_is_abandoned_frees_its_place_in_a_limiter_but_not_in_an_execu
         assert pool.run_times.sum == pytest.approx(seconds, rel=0.05)
 
 
-def test_a_way_in_that_somebody_else_has_wrapped_is_measured_too(run, monkeypatch):
+def test_a_way_in_that_somebody_else_has_wrapped_gets_its_arguments_as_they_come(run, monkeypatch):
     way_in = AsyncIOBackend.run_sync_in_worker_thread
 
-    async def wrapped(*arguments, **options):
-        return await way_in(*arguments, **options)
+    async def wrapped(function, arguments, **options):
+        return await way_in(function, arguments, **options)
 
     async def main():
         async with LoopWatch() as watch:
