@@ -52,17 +52,20 @@ class Server:
 
 
 def measure(loop: str, variants: list[str], rounds: int) -> dict[str, str]:
-    """Return the throughput of each variant, in parts of the bare app's: the median of the rounds' ratios."""
-    servers = {variant: Server(variant, loop) for variant in variants}
+    """Return the throughput of each variant, in parts of the bare app's: the median of the rounds' ratios.
+
+    Each round has new processes: how one happens to lie in memory makes as much of a difference as is to be found.
+    """
     rates: dict[str, list[float]] = {variant: [] for variant in variants}
-    for server in servers.values():
-        server.ask(1)
     for number in range(rounds):
+        servers = {variant: Server(variant, loop) for variant in variants}
+        for server in servers.values():
+            server.ask(1)
         turn = number % len(variants)
         for variant in variants[turn:] + variants[:turn]:
             rates[variant].append(servers[variant].ask(SECONDS))
+        for server in servers.values():
+            server.stop()
         print(f"{loop} wrk round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    for server in servers.values():
-        server.stop()
     ratios = {v: [a / b for a, b in zip(rates[v], rates["bare"], strict=True)] for v in variants}
     return {variant: f"{statistics.median(found):.2f}" for variant, found in ratios.items()}

@@ -2,6 +2,7 @@
 # shares what asks clocks and libuv.
 cdef extern from *:
     """
+    #include <stdlib.h>
     #include <time.h>
 
     /* What leads to an error is kept out of the way of what runs at each step: it would fill the processor's caches. */
@@ -18,13 +19,13 @@ cdef extern from *:
 
     /* The CPU time of a worker thread when it begins with a job, `now`. To read it costs a system call; where the thread
        has ended another job just before, that reading and what the way from job to job took before tell it as well:
-       they are wrong by less than the time between. That way is measured at every MOST_GUESSES-th job, and where the
-       thread seems to do something else on it, at each. */
-    enum { MOST_GUESSES = 16, JUST_BEFORE = 500000, LONGEST_WAY = 100000 };
+       they are wrong by less than the time between. That way is measured at every MOST_GUESSES-th job, and at each
+       until two in a row are alike: where the thread does something else on it, or the machine does. */
+    enum { MOST_GUESSES = 16, JUST_BEFORE = 500000, LONGEST_WAY = 100000, ALIKE = 5000 };
     static __thread struct { long long ended_at, ended_with, way; int guesses; } loopwatch_worker;
 
     static long long loopwatch_cpu_at_start(long long now) {
-        long long cpu;
+        long long cpu, way_before = loopwatch_worker.way;
         if (loopwatch_worker.guesses > 0 && now - loopwatch_worker.ended_at < JUST_BEFORE) {
             loopwatch_worker.guesses--;
             return loopwatch_worker.ended_with + loopwatch_worker.way;
@@ -33,7 +34,8 @@ cdef extern from *:
         loopwatch_worker.guesses = 0;
         if (loopwatch_worker.ended_at) {
             loopwatch_worker.way = cpu - loopwatch_worker.ended_with;
-            if (loopwatch_worker.way < LONGEST_WAY) loopwatch_worker.guesses = MOST_GUESSES;
+            if (loopwatch_worker.way < LONGEST_WAY && llabs(loopwatch_worker.way - way_before) < ALIKE)
+                loopwatch_worker.guesses = MOST_GUESSES;
         }
         return cpu;
     }
@@ -166,7 +168,7 @@ cdef extern from *:
     long long uv_number "loopwatch_uv_number"(long long function, long long loop) noexcept nogil
 
 # Globals that each step asks for: a C variable each, instead of a search in the module's dictionary.
-cdef long long NEVER, SHORT_NS, FRESH_NS, LONG_NS, WAITED_NS, SHORT_PERIOD_NS
+cdef long long NEVER, SHORT_NS, FRESH_NS, LONG_NS, WAITED_NS, SHORT_PERIOD_NS, OVERDUE_NS, PATIENCE_NS
 cdef long long LAST_PART, HOLDERS, MOST_TIMERS, MOST_TOLD, SUBMITTED, HELD, LEFT, OVER, UNKNOWN
 cdef object AT_ONCE, NOT_BOOKED, DONE, RAISED, NO_MORE_STEPS, CoroutineType
 cdef list IN_USE

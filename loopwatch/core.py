@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 from array import array
-from asyncio import CancelledError
+from asyncio import CancelledError, iscoroutine
 from bisect import bisect_left
 from collections import deque
 from contextvars import ContextVar
 from operator import itemgetter
 from sys import exc_info
+from time import sleep
 from types import CoroutineType
 from typing import Any
 
@@ -75,7 +76,7 @@ if not cython.compiled:
         return numbers
 
 
-COMPILED = cython.compiled
+COMPILED: bool = cython.compiled
 
 NEVER = (1 << 63) - 1
 SHORT_NS = 250_000
@@ -92,6 +93,15 @@ WAITED_NS = 50_000
 
 SHORT_PERIOD_NS = 1_000_000
 """Busy periods of the loop up to this long, the first bound of the lag histogram, need no bucket to be found."""
+
+OVERDUE_NS = 100_000
+"""A watcher that is later than this waits for the GIL."""
+
+WAY_SECONDS = 50e-6
+"""How long the loop then lets go of it: as long as a thread takes to wake up."""
+
+PATIENCE_NS = 1_000_000
+"""After this time, and then after twice as long each time, it does so again if nothing is heard of the watcher."""
 
 HOLDERS = 64
 """How many long steps are remembered, to find who made a request wait."""
@@ -163,6 +173,9 @@ class Stage:
     _cpu_mark: cython.longlong
     _spent: cython.longlong
     _libuv: cython.bint
+    overdue: cython.longlong
+    _asked_again: cython.longlong
+    _patience: cython.longlong
     _look: object
     _uv_loop: cython.longlong
     _uv_info: cython.longlong
@@ -195,6 +208,8 @@ class Stage:
         self._cpu_mark = 0
         self._spent = 0
         self._libuv = False
+        self.overdue = NEVER
+        self._asked_again = self._patience = 0
         self._look = None
         self._seen_at = 0
 
@@ -295,11 +310,26 @@ class Stage:
         request._share()
         return request
 
-    def note_timer(self, timer: object) -> None:
-        """Remember a timer that was just set, if it was in a request's step."""
-        if self.running is not None:
-            request: Request = self.running
-            request._note_timer(timer)
+    def expect_watcher(self, due: cython.longlong) -> None:
+        """Hear that a thread is to look at the loop, and needs the GIL for it. That thread."""
+        self.overdue = due + OVERDUE_NS
+
+    def expect_nobody(self) -> None:
+        """Hear that no such thread waits. That thread."""
+        self.overdue = NEVER
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _make_way(self, now: cython.longlong) -> cython.int:
+        """Let go of the GIL for long enough that the watcher, which waits for it, wakes up and takes it.
+
+        A loop that polls without waiting lets go of it at each poll, too: that wakes the watcher, which comes too
+        late and begins to wait anew. It may need the GIL again soon; if not, way is made ever more rarely.
+        """
+        self._patience = 2 * self._patience if self.overdue == self._asked_again else PATIENCE_NS
+        self.overdue = self._asked_again = now + self._patience
+        sleep(WAY_SECONDS)
+        return 0
 
     def is_off(self) -> bool:
         """Tell whether steps are no longer booked."""
@@ -878,10 +908,13 @@ class Request:
                 self._book_step(stage.now())
             else:
                 self._mark = stage.now()
-            self._settle_threads()
+            if self._threads or self._threads_cpu:
+                self._settle_threads()
             account: Account = door._account(self.scope)
             self._background = account
-            status_class: cython.longlong = min(max((self.status or status_if_none) // 100, 1), 5)
+            status_class: cython.longlong = (self.status or status_if_none) // 100
+            if not 1 <= status_class <= 5:
+                status_class = 1 if status_class < 1 else 5
             if door._observer is not None:
                 door._observer.end(self, status_class)
             account._add(self, status_class, self._mark - self._opened, not stage.off)
@@ -1010,6 +1043,8 @@ class Request:
         now: cython.longlong = stage.now()
         self._book_step(now)
         stage._seen_at = now
+        if now > stage.overdue and outer is None:
+            stage._make_way(now)
         if outer is not None:
             interrupted: Request = cython.cast(Request, outer)
             interrupted.awaiting += now - interrupted._mark
@@ -1069,7 +1104,8 @@ class Request:
             start = self._book_one(now, self._work[0]) if len(self._work) == 1 else self._book_many(now)
         if self._timers is not None:
             due = self._due_by_timer(start, now, due)
-        due = max(start, due)
+        if due < start:  # noqa: PLR1730 # a call costs the plain core as much as the rest
+            due = start
         if due < now:
             self.loop_wait += now - due
             self.awaiting += due - start
@@ -1095,15 +1131,27 @@ class Request:
     @cython.exceptval(check=False)
     def _pour(self, times: cython.p_longlong) -> cython.void:
         """Add the account's times to others, in the order of ``catalogue.STATES``, and empty it."""
-        times[0] += self.loop_cpu
-        times[1] += self.loop_blocked
-        times[2] += self.thread_cpu
-        times[3] += self.thread_wait
-        times[4] += self.thread_queue
-        times[5] += self.loop_wait
-        times[6] += self.awaiting
-        self.loop_cpu = self.loop_blocked = self.thread_cpu = self.thread_wait = 0
-        self.thread_queue = self.loop_wait = self.awaiting = 0
+        if self.loop_cpu:
+            times[0] += self.loop_cpu
+            self.loop_cpu = 0
+        if self.loop_blocked:
+            times[1] += self.loop_blocked
+            self.loop_blocked = 0
+        if self.thread_cpu:
+            times[2] += self.thread_cpu
+            self.thread_cpu = 0
+        if self.thread_wait:
+            times[3] += self.thread_wait
+            self.thread_wait = 0
+        if self.thread_queue:
+            times[4] += self.thread_queue
+            self.thread_queue = 0
+        if self.loop_wait:
+            times[5] += self.loop_wait
+            self.loop_wait = 0
+        if self.awaiting:
+            times[6] += self.awaiting
+            self.awaiting = 0
 
     # --- worker threads and timers
 
@@ -1298,6 +1346,68 @@ class Child:
     def __getattr__(self, name):
         # cr_frame, cr_running, __qualname__ and their like: what tools ask a task's coroutine for.
         return getattr(self._coroutine, name)
+
+
+@cython.final
+@cython.cclass
+class TaskFactory:
+    """Makes the tasks of a loop, and has those that a request creates drive a :class:`Child`. Loop thread."""
+
+    _stage: Stage
+    _construct: object
+
+    def __init__(self, stage: Stage, construct: object) -> None:
+        self._stage = stage
+        self._construct = construct
+
+    def make(self, loop, coroutine, **options):
+        """Make a task where ``construct`` is :class:`asyncio.Task`."""
+        if options:
+            return self._construct(self._adopted(coroutine), loop=loop, **options)
+        return self._construct(self._adopted(coroutine), loop=loop)
+
+    def make_by_factory(self, loop, coroutine, **options):
+        """Make a task where ``construct`` is another task factory."""
+        return self._construct(loop, self._adopted(coroutine), **options)
+
+    def construct(self, coroutine, **options):
+        """Make a task as its class does."""
+        return self._construct(self._adopted(coroutine), **options)
+
+    @cython.cfunc
+    def _adopted(self, coroutine: object) -> object:
+        """Return the coroutine of a new task, driven by a :class:`Child` if a request creates it."""
+        creator = self._stage._request()
+        if creator is None or self._stage.off:
+            return coroutine
+        request: Request = creator
+        if (not request._open and request._workers <= 0) or type(coroutine) is Child:
+            return coroutine
+        if type(coroutine) is not CoroutineType and not iscoroutine(coroutine):
+            return coroutine  # the task itself will say what is wrong with it
+        return Child(coroutine, request)
+
+
+@cython.final
+@cython.cclass
+class TimerFactory:
+    """Sets the timers of a loop, and has the request know that sets one. Loop thread."""
+
+    _stage: Stage
+    _set: object
+
+    def __init__(self, stage: Stage, set_timer: object) -> None:
+        self._stage = stage
+        self._set = set_timer
+
+    def set(self, *arguments, **context):
+        """Set a timer, as the loop does."""
+        timer = self._set(*arguments, **context)
+        # uvloop makes no timer for a delay below half a millisecond.
+        if self._stage.running is not None and hasattr(timer, "when"):
+            request: Request = self._stage.running
+            request._note_timer(timer)
+        return timer
 
 
 @cython.final

@@ -10,16 +10,30 @@ Lookout: Any = None
 """Watches a loop without the GIL (:mod:`loopwatch._lookout`); ``None`` where that was not built."""
 
 if TYPE_CHECKING or os.environ.get("LOOPWATCH_PURE"):
-    from loopwatch.core import COMPILED, Account, Child, Door, Job, Pool, Request, Stage, TimedSelect, current
+    from loopwatch import core
 else:
     try:
-        from loopwatch._core import COMPILED, Account, Child, Door, Job, Pool, Request, Stage, TimedSelect, current
+        from loopwatch import _core as core
     except ImportError:
-        from loopwatch.core import COMPILED, Account, Child, Door, Job, Pool, Request, Stage, TimedSelect, current
+        from loopwatch import core
     else:
         with contextlib.suppress(ImportError):
             from loopwatch._lookout import Lookout
 
+COMPILED = core.COMPILED
+Account = core.Account
+Child = core.Child
+Door = core.Door
+Job = core.Job
+Pool = core.Pool
+Request = core.Request
+Stage = core.Stage
+TaskFactory = core.TaskFactory
+TimedSelect = core.TimedSelect
+TimerFactory = core.TimerFactory
+current = core.current
+
 __all__ = [
-    "COMPILED", "Account", "Child", "Door", "Job", "Lookout", "Pool", "Request", "Stage", "TimedSelect", "current",
+    "COMPILED", "Account", "Child", "Door", "Job", "Lookout", "Pool", "Request", "Stage", "TaskFactory",
+    "TimedSelect", "TimerFactory", "current",
 ]  # fmt: skip

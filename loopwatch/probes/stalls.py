@@ -194,9 +194,11 @@ class StallsProbe:
         try:
             while True:
                 if self._lookout is not None and held < self._noticed_ns and not self._waiting:
+                    self._stage.expect_nobody()
                     ended, due, asked = self._wait_in_the_lookout(witness, now)
                 else:
                     due = asked = now + round(pause * NANOSECONDS)
+                    self._stage.expect_watcher(due)
                     ended = self._stopping.acquire(timeout=pause)
                 if ended:
                     break
@@ -215,6 +217,8 @@ class StallsProbe:
             self._tell(_LATE_ENOUGH)
         except Exception as error:
             self._failures.report("watcher", error, "stalls are no longer named")
+        finally:
+            self._stage.expect_nobody()
 
     def _wait_in_the_lookout(self, witness: Witness, now: int) -> tuple[bool, int, int]:
         """Wait without the GIL for something to look at.

@@ -7,12 +7,14 @@ import gc
 import inspect
 import statistics
 import sys
+import threading
+import time
 import warnings
 
 import anyio
 import pytest
 
-from loopwatch import LoopWatch
+from loopwatch import Config, LoopWatch
 from loopwatch.hot import Child, Stage, current
 from loopwatch.testing import block_loop
 from tests.requests import request_on, times
@@ -255,3 +257,39 @@ def test_a_timer_may_be_as_short_as_it_likes(adopted, seconds):
 
     _, booked = adopted(main)
     assert booked["await"] >= 0.008
+
+
+def test_a_loop_that_polls_all_the_time_lets_a_watcher_that_waits_for_the_gil_have_it(run):
+    """Otherwise each poll wakes the watcher, which comes too late and waits anew, for 0.1 s in all."""
+    stage = None
+    late = {True: [], False: []}
+
+    def watch():
+        never = threading.Lock()
+        with never:
+            for number in range(14):
+                is_expected = bool(number % 2)
+                due = time.perf_counter_ns() + 3_000_000
+                stage.expect_watcher(due) if is_expected else stage.expect_nobody()
+                never.acquire(timeout=0.003)
+                late[is_expected].append(time.perf_counter_ns() - due)
+        stage.expect_nobody()
+
+    async def spin(thread):
+        while thread.is_alive():
+            sum(range(5_000))  # some 0.1 ms: the GIL is free for a small part of the time
+            await asyncio.sleep(0)
+
+    async def main():
+        nonlocal stage
+        async with LoopWatch(Config(stall_seconds=10)) as found:
+            stage = found.stage
+            for name, part in found._parts:
+                if name == "stalls":
+                    part.stop()  # it has a watcher of its own
+            thread = threading.Thread(target=watch)
+            thread.start()
+            await request_on(found).drive(spin(thread))
+
+    run(main)
+    assert statistics.median(late[True]) < statistics.median(late[False]) / 3
