@@ -42,6 +42,8 @@ cdef long long SECOND = 1_000_000_000
 cdef long long MILLISECOND = 1_000_000
 cdef long long APART = 50_000
 cdef long long LATE = 50_000_000
+cdef long long OVERDUE = 100_000
+cdef long long NEVER = 0x7FFFFFFFFFFFFFFF
 cdef long long SOON = SECOND
 cdef long long LATEST = 10 * SECOND
 
@@ -117,13 +119,20 @@ cdef class Lookout:
         PyThread_release_lock(self.gate)
 
     def wait(
-        self, long long heard_at, long long cpu_clock, double calm_seconds, double idle_seconds, double noticed_seconds
+        self,
+        long long heard_at,
+        long long cpu_clock,
+        long long overdue,
+        double calm_seconds,
+        double idle_seconds,
+        double noticed_seconds,
     ):
         """Peek until the loop has been busy for long; tell whether the end has come.
 
         Peeks are ``calm_seconds`` apart, or up to ``idle_seconds`` while the loop sleeps. Nothing to tell is told
         after a second, as soon as the loop is idle; after ten if it never is. There are none if this comes late:
         ``heard_at`` is when it was called. ``cpu_clock`` is that of the loop's thread, -1 where there is none.
+        At the address ``overdue`` the loop reads from when on this thread must be waiting for the GIL.
         """
         cdef long long calm = <long long>(calm_seconds * SECOND), idle = <long long>(idle_seconds * SECOND)
         cdef long long noticed = <long long>(noticed_seconds * SECOND)
@@ -132,6 +141,7 @@ cdef class Lookout:
         cdef Peek peek
         self.count = 0
         with nogil:
+            (<long long *>overdue)[0] = NEVER
             began = wall_now()
             self.due = heard_at
             while self.count < MOST and began - heard_at <= LATE:
@@ -152,6 +162,7 @@ cdef class Lookout:
                     break
                 pause = min(2 * pause, idle) if peek.held < MILLISECOND else calm
             self.switches = peek_switches()
+            (<long long *>overdue)[0] = wall_now() + OVERDUE
         return ended
 
     cdef void look(self, Peek *peek) noexcept nogil:

@@ -314,6 +314,10 @@ class Stage:
         """Hear that a thread is to look at the loop, and needs the GIL for it. That thread."""
         self.overdue = due + OVERDUE_NS
 
+    def overdue_address(self) -> int:
+        """Return where it stands from when on a watcher must be waiting: for one without the GIL."""
+        return cython.cast(cython.size_t, cython.address(self.overdue)) if cython.compiled else 0
+
     def expect_nobody(self) -> None:
         """Hear that no such thread waits. That thread."""
         self.overdue = NEVER

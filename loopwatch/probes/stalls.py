@@ -194,7 +194,6 @@ class StallsProbe:
         try:
             while True:
                 if self._lookout is not None and held < self._noticed_ns and not self._waiting:
-                    self._stage.expect_nobody()
                     ended, due, asked = self._wait_in_the_lookout(witness, now)
                 else:
                     due = asked = now + round(pause * NANOSECONDS)
@@ -228,7 +227,7 @@ class StallsProbe:
         lookout = self._lookout
         cpu_clock = -1 if witness.cpu_clock is None else witness.cpu_clock
         intervals = self._calm_interval, self._idle_interval, self._noticed_ns / NANOSECONDS
-        ended = lookout.wait(now, cpu_clock, *intervals)
+        ended = lookout.wait(now, cpu_clock, self._stage.overdue_address(), *intervals)
         seen = lookout.seen()
         self._clock.look_back(seen)
         for at, held, cpu, process_cpu, *_ in reversed(seen):

@@ -36,7 +36,9 @@ def test_a_lookout_that_was_let_go_asks_nothing_of_a_loop_that_is_gone():
     lookout = loop.run_until_complete(begin())
     clock.stop()
     loop.close()
-    watcher = threading.Thread(target=lookout.wait, args=(time.perf_counter_ns(), -1, 0.001, 0.001, 10.0))
+    stage = Stage(None)
+    waits = time.perf_counter_ns(), -1, stage.overdue_address(), 0.001, 0.001, 10.0
+    watcher = threading.Thread(target=lookout.wait, args=waits)
     watcher.start()
     time.sleep(0.05)
     lookout.end()
