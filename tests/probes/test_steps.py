@@ -259,37 +259,33 @@ def test_a_timer_may_be_as_short_as_it_likes(adopted, seconds):
     assert booked["await"] >= 0.008
 
 
-def test_a_loop_that_polls_all_the_time_lets_a_watcher_that_waits_for_the_gil_have_it(run):
-    """Otherwise each poll wakes the watcher, which comes too late and waits anew, for 0.1 s in all."""
-    stage = None
-    late = {True: [], False: []}
+@pytest.mark.parametrize("is_expected", [True, False])
+def test_steps_that_follow_each_other_let_a_watcher_have_the_gil_that_waits_for_it(is_expected):
+    """Nothing else here lets go of the GIL: no poll, and no thread can demand it within a minute."""
+    stage, seen = Stage(None), threading.Event()
 
     def watch():
-        never = threading.Lock()
-        with never:
-            for number in range(14):
-                is_expected = bool(number % 2)
-                due = time.perf_counter_ns() + 3_000_000
-                stage.expect_watcher(due) if is_expected else stage.expect_nobody()
-                never.acquire(timeout=0.003)
-                late[is_expected].append(time.perf_counter_ns() - due)
-        stage.expect_nobody()
+        if is_expected:
+            stage.expect_watcher(time.perf_counter_ns() + 3_000_000)
+        is_asleep.set()
+        time.sleep(0.003)
+        seen.set()
 
-    async def spin(thread):
-        while thread.is_alive():
-            sum(range(5_000))  # some 0.1 ms: the GIL is free for a small part of the time
+    async def work():
+        while True:
             await asyncio.sleep(0)
 
-    async def main():
-        nonlocal stage
-        async with LoopWatch(Config(stall_seconds=10)) as found:
-            stage = found.stage
-            for name, part in found._parts:
-                if name == "stalls":
-                    part.stop()  # it has a watcher of its own
-            thread = threading.Thread(target=watch)
-            thread.start()
-            await request_on(found).drive(spin(thread))
-
-    run(main)
-    assert statistics.median(late[True]) < statistics.median(late[False]) / 3
+    is_asleep = threading.Event()
+    watcher, steps = threading.Thread(target=watch), request_on(stage).drive(work())
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    try:
+        watcher.start()
+        is_asleep.wait()
+        began = time.monotonic()
+        while not seen.is_set() and time.monotonic() - began < (30 if is_expected else 0.1):
+            steps.send(None)
+        assert seen.is_set() == is_expected
+    finally:
+        sys.setswitchinterval(usual)
+        watcher.join()
