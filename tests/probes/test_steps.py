@@ -14,7 +14,7 @@ import warnings
 import anyio
 import pytest
 
-from loopwatch import Config, LoopWatch
+from loopwatch import LoopWatch
 from loopwatch.hot import Child, Stage, current
 from loopwatch.testing import block_loop
 from tests.requests import request_on, times
