@@ -45,6 +45,26 @@ cdef extern from *:
         loopwatch_worker.ended_at = now;
     }
 
+    /* The job that this thread runs, NULL or None if it runs none. */
+    static __thread PyObject *loopwatch_job;
+
+    static PyObject *loopwatch_job_here(void) {
+        PyObject *job = loopwatch_job == NULL ? Py_None : loopwatch_job;
+        Py_INCREF(job);
+        return job;
+    }
+
+    static PyObject *loopwatch_swap_job(PyObject *job) {
+        PyObject *before = loopwatch_job;
+        Py_INCREF(job);
+        loopwatch_job = job;
+        if (before == NULL) {
+            before = Py_None;
+            Py_INCREF(before);
+        }
+        return before;
+    }
+
     /* coroutine.send(None): a returned value is raised as StopIteration, as its method does; but for None, which
        returns `done`, since an exception costs more than the step. */
     static PyObject *loopwatch_resume(PyObject *coroutine, PyObject *done) {
@@ -156,6 +176,8 @@ cdef extern from *:
     void note_end "loopwatch_note_end"(long long cpu, long long now) noexcept
     long long process_cpu_now "loopwatch_process_cpu_now"() noexcept nogil
     long long clock_now "loopwatch_clock"(long long clock) noexcept nogil
+    object job_here "loopwatch_job_here"()
+    object swap_job "loopwatch_swap_job"(object job)
     object resume "loopwatch_resume"(object coroutine, object done)
     object get_variable "loopwatch_get"(object variable)
     int set_variable "loopwatch_set"(object variable, object value) except -1

@@ -20,7 +20,7 @@ from array import array
 from asyncio import CancelledError, iscoroutine
 from bisect import bisect_left
 from collections import deque
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from operator import itemgetter
 from sys import exc_info
 from time import sleep
@@ -33,7 +33,7 @@ except ImportError:
     from loopwatch import _cython as cython
 
 if not cython.compiled:
-    from _thread import get_ident
+    from _thread import _local, get_ident
     from time import perf_counter_ns as wall_now
     from time import thread_time_ns as cpu_now
 
@@ -49,6 +49,18 @@ if not cython.compiled:
     def cpu_at_start(_now):
         """Return the CPU time of this thread, which begins with a job now."""
         return cpu_now()
+
+    here = _local()
+
+    def job_here():
+        """Return the job that this thread runs, ``None`` if it runs none."""
+        return getattr(here, "job", None)
+
+    def swap_job(job):
+        """Note the job that this thread runs from now on; return the one that it ran."""
+        before = job_here()
+        here.job = job
+        return before
 
     address_of = id
     get_variable = ContextVar.get
@@ -344,6 +356,7 @@ class Stage:
         self.off = True
         if self in IN_USE:
             IN_USE.remove(self)
+        self.holders.clear()  # they know their stage, and nobody would collect the circle
 
     def fail(self, error: BaseException) -> None:
         """Switch the steps off and report why."""
@@ -382,6 +395,7 @@ class Job:
     _known: cython.longlong  # to its pool: SUBMITTED and so on
     _pool: Pool
     _function: object
+    _request: object  # until it is over: a request remembers its work, too, and nobody would collect the circle
 
     def __call__(self, *arguments):
         """Worker thread: call the function."""
@@ -390,15 +404,17 @@ class Job:
         self.thread = get_ident()
         self.started = wall_now()
         begun_with: cython.longlong = cpu_at_start(self.started)
+        outer = swap_job(self)
         try:
             return self._function(*arguments)
         finally:
+            swap_job(outer)
             ended_with: cython.longlong = cpu_now()
             self.cpu = max(0, ended_with - begun_with)
             self.ended = wall_now()
             if cython.compiled:
                 note_end(ended_with, self.ended)
-            self._function = None
+            self._function = self._request = None
             if self.left:  # nobody else would tell
                 self._pool._told.append(self)
 
@@ -408,6 +424,7 @@ class Job:
             self.left = wall_now()
             if not self.started:
                 self.ended = self.left
+                self._request = None
             elif not self._pool.frees and not self.ended:
                 return
         self._pool._told.append(self)
@@ -464,10 +481,11 @@ class Pool:
         """Return a function that does the same in a worker thread and is timed there. Loop thread."""
         job: Job = self._submit()
         job._function = function
-        current_request = stage._request()
+        current_request = stage.running if stage.running is not None else get_variable(current)
         if current_request is not None:
             request: Request = current_request
             if request._open or request._workers > 0:
+                job._request = request
                 request._add_work(job)
         return job
 
@@ -482,7 +500,7 @@ class Pool:
         job.started = job.ended = job.left = job.cpu = job.thread = 0
         job._known = SUBMITTED
         job._pool = self
-        job._function = None
+        job._function = job._request = None
         self._told.append(job)
         if len(self._told) > MOST_TOLD and self._lock.acquire(False):
             try:
@@ -1012,6 +1030,7 @@ class Request:
         self._workers -= 1
         if self._workers <= 0:
             self._resting = True
+            self._work = None
 
     @cython.cfunc
     def _enter(self, now: cython.longlong) -> object:
@@ -1412,6 +1431,31 @@ class TimerFactory:
             request: Request = self._stage.running
             request._note_timer(timer)
         return timer
+
+
+@cython.final
+@cython.cclass
+class CallFactory:
+    """Has a loop call what other threads give it, on behalf of the request that such a thread works for. Any thread.
+
+    The contexts of these calls tell it. A worker thread's own context does not: to set a variable in it would cost
+    more than to time the work, and most work never calls the loop.
+    """
+
+    _call: object
+
+    def __init__(self, call_soon_threadsafe: object) -> None:
+        self._call = call_soon_threadsafe
+
+    def call(self, *arguments, **context):
+        """Have the loop call a function, as its ``call_soon_threadsafe`` does."""
+        job_of_thread = job_here()
+        if job_of_thread is not None and context.get("context") is None:
+            job: Job = job_of_thread
+            if job._request is not None:
+                context["context"] = copied = copy_context()
+                copied.run(current.set, job._request)
+        return self._call(*arguments, **context)
 
 
 @cython.final

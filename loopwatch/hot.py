@@ -22,6 +22,7 @@ else:
 
 COMPILED = core.COMPILED
 Account = core.Account
+CallFactory = core.CallFactory
 Child = core.Child
 Door = core.Door
 Job = core.Job
@@ -34,6 +35,6 @@ TimerFactory = core.TimerFactory
 current = core.current
 
 __all__ = [
-    "COMPILED", "Account", "Child", "Door", "Job", "Lookout", "Pool", "Request", "Stage", "TaskFactory",
-    "TimedSelect", "TimerFactory", "current",
+    "COMPILED", "Account", "CallFactory", "Child", "Door", "Job", "Lookout", "Pool", "Request", "Stage",
+    "TaskFactory", "TimedSelect", "TimerFactory", "current",
 ]  # fmt: skip

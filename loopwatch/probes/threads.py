@@ -14,7 +14,7 @@ import sys
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
 
-from loopwatch.hot import Job
+from loopwatch.hot import CallFactory, Job
 from loopwatch.probes.patch import Patch
 from loopwatch.probes.pools import Pools, is_remote, is_threads
 
@@ -41,6 +41,7 @@ class ThreadsProbe:
     def start(self, loop: asyncio.AbstractEventLoop, stage: Stage) -> None:
         """Wrap the ways into a pool; find the loop's default limiter if the app uses anyio. Loop thread."""
         self._wrap(loop, "run_in_executor", self._timed_executor(loop.run_in_executor, stage))
+        self._wrap(loop, "call_soon_threadsafe", CallFactory(loop.call_soon_threadsafe).call)
         self._wrap(loop, "set_default_executor", self._noted_executor(loop.set_default_executor))
         if "anyio" not in sys.modules:
             self.pools.begin(loop, None)

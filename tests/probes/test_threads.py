@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import anyio
@@ -20,6 +22,7 @@ from fastapi import FastAPI
 import loopwatch
 from loopwatch import Config, LoopWatch
 from loopwatch.testing import burn_cpu
+from tests.requests import door_on, request_on, scope, times
 from tests.serving import wait_until
 
 SECONDS = 0.1
@@ -461,6 +464,110 @@ def test_the_queue_of_a_route_is_that_of_its_pool(run):
     assert pool.queue_times.count == 100
     assert snapshot.route("/nap").seconds("thread_queue") == pytest.approx(pool.queue_times.sum, rel=0.05)
     assert snapshot.route("/nap").seconds("thread_wait") == pytest.approx(pool.wait, rel=0.05)
+
+
+async def by_anyio(coroutine, _loop):
+    await anyio.to_thread.run_sync(anyio.from_thread.run, coroutine)
+
+
+async def by_asyncio(coroutine, loop):
+    await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(coroutine(), loop).result())
+
+
+async def by_executor(coroutine, loop):
+    await loop.run_in_executor(None, lambda: asyncio.run_coroutine_threadsafe(coroutine(), loop).result())
+
+
+@pytest.mark.parametrize("way", [by_anyio, by_asyncio, by_executor])
+def test_what_a_worker_thread_has_the_loop_do_is_booked_for_its_request(run, way):
+    async def main():
+        loop, burnt, booked = asyncio.get_running_loop(), [], {}
+
+        async def on_the_loop():
+            began = time.thread_time()
+            burn_cpu(SECONDS)
+            burnt.append(time.thread_time() - began)
+            await asyncio.sleep(0)
+
+        async def handle(request, work):
+            await work()
+            await asyncio.sleep(0)  # a new step: what came before it is booked
+            booked[request] = times(request)
+
+        async with LoopWatch() as watch:
+            mine, other = request_on(watch), request_on(watch)
+            await mine.drive(handle(mine, lambda: way(on_the_loop, loop)))
+            at_work = asyncio.ensure_future(other.drive(handle(other, lambda: asyncio.to_thread(nap, 2 * SECONDS))))
+            await way(on_the_loop, loop)  # on nobody's behalf
+            await at_work
+        return booked[mine], booked[other], burnt[0]
+
+    mine, other, burnt = run(main)
+    assert mine["loop_cpu"] == pytest.approx(burnt, abs=0.005)
+    assert other["loop_cpu"] == pytest.approx(0, abs=0.005)
+
+
+@pytest.mark.parametrize("fate", ["done", "cancelled in the queue", "cancelled at work", "forgotten"])
+def test_a_request_and_its_work_let_go_of_each_other(run, keep, fate):
+    """The garbage collector tracks neither."""
+    executor, may_end = keep(ThreadPoolExecutor(1)), threading.Event()
+
+    async def main():
+        async with LoopWatch() as watch:
+            loop = asyncio.get_running_loop()
+            door, recorder = door_on(watch.stage)
+            alive = weakref.ref(recorder)
+            if fate == "cancelled in the queue":
+                executor.submit(may_end.wait)
+
+            async def handle():
+                await loop.run_in_executor(executor, may_end.wait)
+
+            request = door.begin(scope(), None).drive(handle())
+            del door, recorder
+            if fate == "forgotten":
+                request.send(None)
+            else:
+                task = asyncio.ensure_future(request)
+                await settle()
+                if fate != "done":
+                    task.cancel()
+                may_end.set()
+                await asyncio.wait([task])
+            may_end.set()
+            await settle()
+            watch.snapshot()
+        return alive
+
+    alive = run(main)
+    executor.shutdown()
+    gc.collect()
+    assert alive() is None
+
+
+def test_who_calls_a_loop_in_a_context_of_its_own_is_left_it(run):
+    variable = contextvars.ContextVar("variable", default="nobody's")
+    seen = {}
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def note(name):
+            seen[name] = variable.get()
+
+        def work():
+            variable.set("the thread's")
+            context = contextvars.copy_context()
+            context.run(variable.set, "its own")
+            loop.call_soon_threadsafe(note, "own", context=context)
+            loop.call_soon_threadsafe(note, "thread")
+
+        async with LoopWatch() as watch:
+            await request_on(watch).drive(asyncio.to_thread(work))
+            await settle()
+
+    run(main)
+    assert seen == {"own": "its own", "thread": "the thread's"}
 
 
 def test_work_that_waits_for_its_own_pool_is_told(run, caplog):
