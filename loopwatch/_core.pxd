@@ -183,6 +183,7 @@ cdef extern from *:
     int set_variable "loopwatch_set"(object variable, object value) except -1
     long long told_by "loopwatch_told_by"(object message) noexcept
     bint may_end_with "loopwatch_may_end_with"(object path, object end) noexcept
+    object apply "PyObject_Call"(object function, object arguments, object options)
     object address_of "PyLong_FromVoidPtr"(object instance)
     unsigned long get_ident "PyThread_get_thread_ident"() noexcept
     long long *numbers_of "loopwatch_numbers_of"(object array) except NULL

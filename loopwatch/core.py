@@ -62,6 +62,10 @@ if not cython.compiled:
         here.job = job
         return before
 
+    def apply(function, arguments, options):
+        """Call a function: when compiled, with these very arguments, which the compiler would copy."""
+        return function(*arguments, **options)
+
     address_of = id
     get_variable = ContextVar.get
     set_variable = ContextVar.set
@@ -1385,17 +1389,16 @@ class TaskFactory:
 
     def make(self, loop, coroutine, **options):
         """Make a task where ``construct`` is :class:`asyncio.Task`."""
-        if options:
-            return self._construct(self._adopted(coroutine), loop=loop, **options)
-        return self._construct(self._adopted(coroutine), loop=loop)
+        options["loop"] = loop
+        return apply(self._construct, (self._adopted(coroutine),), options)
 
     def make_by_factory(self, loop, coroutine, **options):
         """Make a task where ``construct`` is another task factory."""
-        return self._construct(loop, self._adopted(coroutine), **options)
+        return apply(self._construct, (loop, self._adopted(coroutine)), options)
 
     def construct(self, coroutine, **options):
         """Make a task as its class does."""
-        return self._construct(self._adopted(coroutine), **options)
+        return apply(self._construct, (self._adopted(coroutine),), options)
 
     @cython.cfunc
     def _adopted(self, coroutine: object) -> object:
@@ -1418,19 +1421,28 @@ class TimerFactory:
 
     _stage: Stage
     _set: object
+    _kind: object
 
     def __init__(self, stage: Stage, set_timer: object) -> None:
         self._stage = stage
         self._set = set_timer
+        self._kind = None
 
     def set(self, *arguments, **context):
         """Set a timer, as the loop does."""
-        timer = self._set(*arguments, **context)
-        # uvloop makes no timer for a delay below half a millisecond.
-        if self._stage.running is not None and hasattr(timer, "when"):
+        timer = apply(self._set, arguments, context)
+        if self._stage.running is not None and (type(timer) is self._kind or self._is_timer(timer)):
             request: Request = self._stage.running
             request._note_timer(timer)
         return timer
+
+    @cython.cfunc
+    def _is_timer(self, handle: object) -> cython.bint:
+        """Tell whether this is one, and know its kind again: uvloop makes none for less than half a millisecond."""
+        if not hasattr(handle, "when"):
+            return False
+        self._kind = type(handle)
+        return True
 
 
 @cython.final
@@ -1455,7 +1467,7 @@ class CallFactory:
             if job._request is not None:
                 context["context"] = copied = copy_context()
                 copied.run(current.set, job._request)
-        return self._call(*arguments, **context)
+        return apply(self._call, arguments, context)
 
 
 @cython.final
