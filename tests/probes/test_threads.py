@@ -365,6 +365,7 @@ def test_a_pool_that_is_gone_is_told_no_more_and_many_are_bounded(run):
     assert few == ["anyio", "_other"]
 
 
+@pytest.mark.blocks
 def test_an_executor_for_each_request_is_one_pool_that_goes_on(run):
     async def main():
         async with LoopWatch(Config(max_pools=3)) as watch:
