@@ -1190,6 +1190,7 @@ class Request:
         else:
             self._work.append(work)
 
+    @cython.cfunc
     def _note_timer(self, timer: object):
         """Remember an ``asyncio.TimerHandle`` set in a step: what it resumes is due when it is."""
         if self._timers is None:
