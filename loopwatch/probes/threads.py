@@ -42,7 +42,8 @@ class ThreadsProbe:
         """Wrap the ways into a pool; find the loop's default limiter if the app uses anyio. Loop thread."""
         self._wrap(loop, "run_in_executor", self._timed_executor(loop.run_in_executor, stage))
         self._wrap(loop, "call_soon_threadsafe", CallFactory(loop.call_soon_threadsafe).call)
-        self._wrap(loop, "set_default_executor", self._noted_executor(loop.set_default_executor))
+        if not hasattr(loop, "_default_executor"):  # pools look there, if they can
+            self._wrap(loop, "set_default_executor", self._noted_executor(loop.set_default_executor))
         if "anyio" not in sys.modules:
             self.pools.begin(loop, None)
             return

@@ -12,7 +12,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 
+import anyio.from_thread
 import anyio.to_thread
 import pytest
 import uvloop
@@ -130,6 +132,34 @@ def test_run_in_executor_submits_to_whatever_it_is_given(make_loop):
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
         assert runner.run(main()) == 3
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_threads_reach_a_loop_through_an_attribute_that_can_be_replaced(make_loop):
+    called = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        found = loop.call_soon_threadsafe
+
+        def call_soon_threadsafe(callback, *arguments, **options):
+            called.append(threading.get_ident())
+            return found(callback, *arguments, **options)
+
+        loop.call_soon_threadsafe = call_soon_threadsafe
+        counts = []
+        for way in (anyio.from_thread.run, anyio.from_thread.run_sync, in_loop):
+            before = len(called)
+            await anyio.to_thread.run_sync(way, asyncio.sleep if way is anyio.from_thread.run else int, 0)
+            counts.append(len(called) - before)
+        assert threading.get_ident() not in called
+        return counts
+
+    def in_loop(_function, seconds):
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(seconds), runner.get_loop()).result()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        assert runner.run(main()) == [2, 2, 2]  # and each time that the work is over
 
 
 def test_executors_keep_their_limit_and_the_prefix_of_their_threads_and_asyncio_its_own():
