@@ -1449,7 +1449,7 @@ class TimerFactory:
 @cython.final
 @cython.cclass
 class CallFactory:
-    """Has a loop call what other threads give it, on behalf of the request that such a thread works for. Any thread.
+    """Has a loop call what other threads give it, on behalf of the request that they work for. Any thread.
 
     The contexts of these calls tell it. A worker thread's own context does not: to set a variable in it would cost
     more than to time the work, and most work never calls the loop.
