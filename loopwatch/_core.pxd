@@ -18,11 +18,11 @@ cdef extern from *:
     }
 
     /* The CPU time of a worker thread when it begins with a job, `now`. To read it costs a system call; where the thread
-       has ended another job just before, that reading and what the way from job to job took before tell it as well:
-       they are wrong by less than the time between. That way is measured at every MOST_GUESSES-th job, and at each
-       until two in a row are alike: where the thread does something else on it, or the machine does. */
-    enum { MOST_GUESSES = 16, JUST_BEFORE = 500000, LONGEST_WAY = 100000, ALIKE = 5000 };
-    static __thread struct { long long ended_at, ended_with, way; int guesses; } loopwatch_worker;
+       has ended another job just before, its end and what the way from job to job took before tell it as well: they
+       are wrong by less than the time between. That way is measured at every MOST_GUESSES-th job, and at each until
+       two in a row are alike: where the thread does something else on it, or the machine does. */
+    enum { MOST_GUESSES = 16, JUST_BEFORE = 500000, LONGEST_WAY = 100000, ALIKE = 5000, SHORT_JOB = 20000 };
+    static __thread struct { long long ended_at, ended_with, way; int guesses, was_read; } loopwatch_worker;
 
     static long long loopwatch_cpu_at_start(long long now) {
         long long cpu, way_before = loopwatch_worker.way;
@@ -32,7 +32,7 @@ cdef extern from *:
         }
         cpu = loopwatch_clock(CLOCK_THREAD_CPUTIME_ID);
         loopwatch_worker.guesses = 0;
-        if (loopwatch_worker.ended_at) {
+        if (loopwatch_worker.was_read) {
             loopwatch_worker.way = cpu - loopwatch_worker.ended_with;
             if (loopwatch_worker.way < LONGEST_WAY && llabs(loopwatch_worker.way - way_before) < ALIKE)
                 loopwatch_worker.guesses = MOST_GUESSES;
@@ -40,9 +40,14 @@ cdef extern from *:
         return cpu;
     }
 
-    static void loopwatch_note_end(long long cpu, long long now) {
-        loopwatch_worker.ended_with = cpu;
+    /* The same when it ends with it, at `now`, after it `ran` for so long. All of a short job is taken to be CPU, but
+       for the one before the way is measured. The next reading makes up for what is wrong with that. */
+    static long long loopwatch_cpu_at_end(long long begun_with, long long ran, long long now) {
+        loopwatch_worker.was_read = ran >= SHORT_JOB || loopwatch_worker.guesses == 0;
         loopwatch_worker.ended_at = now;
+        loopwatch_worker.ended_with =
+            loopwatch_worker.was_read ? loopwatch_clock(CLOCK_THREAD_CPUTIME_ID) : begun_with + ran;
+        return loopwatch_worker.ended_with;
     }
 
     /* The job that this thread runs, NULL or None if it runs none. */
@@ -173,7 +178,7 @@ cdef extern from *:
     long long wall_now "loopwatch_wall_now"() noexcept nogil
     long long cpu_now "loopwatch_cpu_now"() noexcept
     long long cpu_at_start "loopwatch_cpu_at_start"(long long now) noexcept
-    void note_end "loopwatch_note_end"(long long cpu, long long now) noexcept
+    long long cpu_at_end "loopwatch_cpu_at_end"(long long begun_with, long long ran, long long now) noexcept
     long long process_cpu_now "loopwatch_process_cpu_now"() noexcept nogil
     long long clock_now "loopwatch_clock"(long long clock) noexcept nogil
     object job_here "loopwatch_job_here"()

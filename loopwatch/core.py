@@ -50,6 +50,10 @@ if not cython.compiled:
         """Return the CPU time of this thread, which begins with a job now."""
         return cpu_now()
 
+    def cpu_at_end(_begun_with, _ran, _now):
+        """Return it when the thread ends with the job."""
+        return cpu_now()
+
     here = _local()
 
     def job_here():
@@ -413,11 +417,9 @@ class Job:
             return self._function(*arguments)
         finally:
             swap_job(outer)
-            ended_with: cython.longlong = cpu_now()
-            self.cpu = max(0, ended_with - begun_with)
-            self.ended = wall_now()
-            if cython.compiled:
-                note_end(ended_with, self.ended)
+            ended: cython.longlong = wall_now()
+            self.cpu = max(0, cpu_at_end(begun_with, ended - self.started, ended) - begun_with)
+            self.ended = ended
             self._function = self._request = None
             if self.left:  # nobody else would tell
                 self._pool._told.append(self)
