@@ -221,7 +221,7 @@ def test_a_handler_that_raises_has_its_states_told_too(run, make, spans):
 
     span, watch = run(main)
     assert states(span)["await"] == near(watch.snapshot().route("/raise").seconds("await"))
-    assert states(span)["await"] > 0.029
+    assert states(span)["await"] > 0.025  # uvloop counts in whole milliseconds, and may be early
     assert watch.snapshot().dropped == {}
 
 
