@@ -324,11 +324,23 @@ class Stage:
 
     @cython.cfunc
     def _request(self) -> object:
-        if self.running is None:
-            return get_variable(current)
-        request: Request = self.running
-        request._share()
-        return request
+        found = self._on_behalf_of()
+        if self.running is not None:
+            request: Request = self.running
+            request._share()
+        return found
+
+    @cython.cfunc
+    def _on_behalf_of(self) -> object:
+        """Return the same without letting contexts know."""
+        if self.running is not None:
+            return self.running
+        found = get_variable(current)
+        if found is not None:
+            request: Request = found
+            if request.stage is not self:  # another loop's, which has this one do something
+                return None
+        return found
 
     def expect_watcher(self, due: cython.longlong) -> None:
         """Hear that a thread is to look at the loop, and needs the GIL for it. That thread."""
@@ -487,7 +499,7 @@ class Pool:
         """Return a function that does the same in a worker thread and is timed there. Loop thread."""
         job: Job = self._submit()
         job._function = function
-        current_request = stage.running if stage.running is not None else get_variable(current)
+        current_request = stage._on_behalf_of()
         if current_request is not None:
             request: Request = current_request
             if request._open or request._workers > 0:

@@ -231,6 +231,11 @@ def is_remote(source: Any) -> bool:
     return not names.isdisjoint({"ProcessPoolExecutor", "InterpreterPoolExecutor"})
 
 
+def tells_its_executor(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether a loop's own executor can be seen: else it is noted when it is set."""
+    return hasattr(loop, "_default_executor")
+
+
 def _nothing() -> None:
     return None
 

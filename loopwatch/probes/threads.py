@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loopwatch.hot import CallFactory, Job
 from loopwatch.probes.patch import Patch
-from loopwatch.probes.pools import Pools, is_remote, is_threads
+from loopwatch.probes.pools import Pools, is_remote, is_threads, tells_its_executor
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,7 +42,7 @@ class ThreadsProbe:
         """Wrap the ways into a pool; find the loop's default limiter if the app uses anyio. Loop thread."""
         self._wrap(loop, "run_in_executor", self._timed_executor(loop.run_in_executor, stage))
         self._wrap(loop, "call_soon_threadsafe", CallFactory(loop.call_soon_threadsafe).call)
-        if not hasattr(loop, "_default_executor"):  # pools look there, if they can
+        if not tells_its_executor(loop):
             self._wrap(loop, "set_default_executor", self._noted_executor(loop.set_default_executor))
         if "anyio" not in sys.modules:
             self.pools.begin(loop, None)

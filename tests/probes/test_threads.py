@@ -179,8 +179,8 @@ def test_cpu_and_wait_of_threads_are_told_apart(run):
 
 @pytest.mark.parametrize(
     ("work", "count"),
-    [(lambda: nap(0.0002), 800), (lambda: burn_cpu(0.0002), 800), (lambda: None, 2000)],
-    ids=["naps", "computes", "nearly nothing"],
+    [(lambda: nap(0.0002), 800), (lambda: burn_cpu(0.0002), 800), (lambda: sum(range(300)), 2000)],
+    ids=["naps", "computes", "microseconds"],
 )
 def test_the_cpu_time_of_short_work_that_follows_close_upon_another_adds_up(run, keep, work, count):
     """Most of these start without a look at the CPU clock; the thread's own way between them is not theirs."""
@@ -550,6 +550,39 @@ def test_a_request_and_its_work_let_go_of_each_other(run, keep, fate):
     executor.shutdown()
     gc.collect()
     assert alive() is None
+
+
+def test_what_a_worker_thread_has_another_loop_do_is_not_its_requests(run):
+    ready, booked, there = threading.Event(), {}, {}
+
+    async def other():
+        there["loop"], there["end"] = asyncio.get_running_loop(), asyncio.Event()
+        async with LoopWatch():
+            ready.set()
+            await there["end"].wait()
+
+    async def elsewhere():
+        burn_cpu(SECONDS)
+        await asyncio.sleep(0)
+
+    async def main():
+        async def handle():
+            await by_asyncio(elsewhere, there["loop"])
+            await asyncio.sleep(0)  # a new step: what came before it is booked
+            booked.update(times(request))
+
+        async with LoopWatch() as watch:
+            request = request_on(watch)
+            await request.drive(handle())
+
+    thread = threading.Thread(target=lambda: run(other))
+    thread.start()
+    ready.wait()
+    run(main)
+    there["loop"].call_soon_threadsafe(there["end"].set)
+    thread.join()
+    assert booked["loop_cpu"] == pytest.approx(0, abs=0.005)
+    assert booked["thread_wait"] >= SECONDS - 0.005
 
 
 def test_who_calls_a_loop_in_a_context_of_its_own_is_left_it(run):
