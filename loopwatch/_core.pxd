@@ -17,37 +17,35 @@ cdef extern from *:
         return now.tv_sec * 1000000000LL + now.tv_nsec;
     }
 
-    /* The CPU time of a worker thread when it begins with a job, `now`. To read it costs a system call; where the thread
-       has ended another job just before, its end and what the way from job to job took before tell it as well: they
-       are wrong by less than the time between. That way is measured at every MOST_GUESSES-th job, and at each until
-       two in a row are alike: where the thread does something else on it, or the machine does. */
-    enum { MOST_GUESSES = 16, JUST_BEFORE = 500000, LONGEST_WAY = 100000, ALIKE = 5000, SHORT_JOB = 20000 };
-    static __thread struct { long long ended_at, ended_with, way; int guesses, was_read; } loopwatch_worker;
+    /* The CPU time of a worker thread when it begins with a job, `now`. To read it costs a system call, and a short job
+       needs no reading: all of it is taken to be CPU. After many of these in a row another one is expected; what it
+       begins with is then told by the last reading, the jobs since, and their ways: what the thread took from job to
+       job, on average. Should it be longer, that is all there is to tell where it began. */
+    enum { SHORT_JOB = 20000, MANY = 64, READING_HOLDS = 5000000, LONGEST_WAY = 200000, WEIGHT = 8 };
+    static __thread struct { long long read_at, ended_with, way; int ways, short_ones; } loopwatch_worker;
 
     static long long loopwatch_cpu_at_start(long long now) {
-        long long cpu, way_before = loopwatch_worker.way;
-        if (loopwatch_worker.guesses > 0 && now - loopwatch_worker.ended_at < JUST_BEFORE) {
-            loopwatch_worker.guesses--;
+        long long cpu, longer;
+        loopwatch_worker.ways++;
+        if (loopwatch_worker.short_ones >= MANY && now - loopwatch_worker.read_at < READING_HOLDS)
             return loopwatch_worker.ended_with + loopwatch_worker.way;
-        }
         cpu = loopwatch_clock(CLOCK_THREAD_CPUTIME_ID);
-        loopwatch_worker.guesses = 0;
-        if (loopwatch_worker.was_read) {
-            loopwatch_worker.way = cpu - loopwatch_worker.ended_with;
-            if (loopwatch_worker.way < LONGEST_WAY && llabs(loopwatch_worker.way - way_before) < ALIKE)
-                loopwatch_worker.guesses = MOST_GUESSES;
-        }
+        longer = (cpu - loopwatch_worker.ended_with - loopwatch_worker.way) / loopwatch_worker.ways;
+        if (llabs(longer) < LONGEST_WAY) loopwatch_worker.way += longer / WEIGHT;
+        loopwatch_worker.ways = 0;
+        loopwatch_worker.read_at = now;
         return cpu;
     }
 
-    /* The same when it ends with it, at `now`, after it `ran` for so long. All of a short job is taken to be CPU, but
-       for the one before the way is measured. The next reading makes up for what is wrong with that. */
+    /* The same when it ends with it, at `now`, after it `ran` for so long. */
     static long long loopwatch_cpu_at_end(long long begun_with, long long ran, long long now) {
-        loopwatch_worker.was_read = ran >= SHORT_JOB || loopwatch_worker.guesses == 0;
-        loopwatch_worker.ended_at = now;
-        loopwatch_worker.ended_with =
-            loopwatch_worker.was_read ? loopwatch_clock(CLOCK_THREAD_CPUTIME_ID) : begun_with + ran;
-        return loopwatch_worker.ended_with;
+        if (ran < SHORT_JOB) {
+            loopwatch_worker.short_ones++;
+            return loopwatch_worker.ended_with = begun_with + ran;
+        }
+        loopwatch_worker.short_ones = loopwatch_worker.ways = 0;
+        loopwatch_worker.read_at = now;
+        return loopwatch_worker.ended_with = loopwatch_clock(CLOCK_THREAD_CPUTIME_ID);
     }
 
     /* The job that this thread runs, NULL or None if it runs none. */

@@ -497,6 +497,10 @@ class Pool:
 
     def job(self, function: object, stage: Stage) -> Job:
         """Return a function that does the same in a worker thread and is timed there. Loop thread."""
+        return self._job(function, stage)
+
+    @cython.cfunc
+    def _job(self, function: object, stage: Stage) -> Job:
         job: Job = self._submit()
         job._function = function
         current_request = stage._on_behalf_of()
@@ -504,7 +508,7 @@ class Pool:
             request: Request = current_request
             if request._open or request._workers > 0:
                 job._request = request
-                request._add_work(job)
+                request._add_job(job)
         return job
 
     def submit(self) -> Job:
@@ -784,7 +788,8 @@ class Request:
     _workers: cython.longlong
     _threads: cython.longlong
     _threads_cpu: cython.longlong
-    _work: list
+    _job: Job  # of the one worker thread that works for it
+    _jobs: list  # where there are several
     _timers: list
     _shared: cython.bint
     _victims: list
@@ -1048,7 +1053,7 @@ class Request:
         self._workers -= 1
         if self._workers <= 0:
             self._resting = True
-            self._work = None
+            self._job = self._jobs = None
 
     @cython.cfunc
     def _enter(self, now: cython.longlong) -> object:
@@ -1141,8 +1146,10 @@ class Request:
             return 0
         start: cython.longlong = self._mark
         due: cython.longlong = self.stage.bound
-        if self._work is not None:
-            start = self._book_one(now, self._work[0]) if len(self._work) == 1 else self._book_many(now)
+        if self._job is not None:
+            start = self._book_job(now)
+        elif self._jobs is not None:
+            start = self._book_jobs(now)
         if self._timers is not None:
             due = self._due_by_timer(start, now, due)
         if due < start:  # noqa: PLR1730 # a call costs the plain core as much as the rest
@@ -1197,12 +1204,15 @@ class Request:
     # --- worker threads and timers
 
     @cython.cfunc
-    def _add_work(self, work: Job):
+    def _add_job(self, job: Job):
         """Note what a worker thread is to do for the request."""
-        if self._work is None:
-            self._work = [work]
+        if self._jobs is not None:
+            self._jobs.append(job)
+        elif self._job is None:
+            self._job = job
         else:
-            self._work.append(work)
+            self._jobs = [self._job, job]
+            self._job = None
 
     @cython.cfunc
     def _note_timer(self, timer: object):
@@ -1239,33 +1249,34 @@ class Request:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def _book_one(self, now: cython.longlong, work: Job) -> cython.longlong:
+    def _book_job(self, now: cython.longlong) -> cython.longlong:
         """Book what one worker thread did since the mark; return when that ended.
 
         The thread writes single attributes, so its work is seen either as ended, with its CPU time, or as running.
         """
         mark: cython.longlong = self._mark
-        end: cython.longlong = work.ended
+        job: Job = self._job
+        end: cython.longlong = job.ended
         if not end or end > now:
             end = now
         elif end < mark:
             end = mark
-        begin: cython.longlong = work.started
+        begin: cython.longlong = job.started
         if not begin or begin > end:
             begin = end
         elif begin < mark:
             begin = mark
         self.thread_queue += begin - mark
         self._threads += end - begin
-        if work.ended:
-            self._threads_cpu += work.cpu
-            self._work = None
+        if job.ended:
+            self._threads_cpu += job.cpu
+            self._job = None
             self._settle_threads()
         return end
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def _book_many(self, now: cython.longlong) -> cython.longlong:
+    def _book_jobs(self, now: cython.longlong) -> cython.longlong:
         """Book what several worker threads did since the mark; return when the last of it had ended.
 
         Running comes before queueing, and each instant counts once.
@@ -1273,24 +1284,24 @@ class Request:
         mark: cython.longlong = self._mark
         running, either, unfinished = [], [], []
         last: cython.longlong = mark
-        for one in self._work:
-            work: Job = one
-            end: cython.longlong = work.ended or now
-            if work.started:
-                running.append((max(mark, work.started), end))
-            either.append((max(mark, work.submitted), end))
-            if work.ended:
-                self._threads_cpu += work.cpu
+        for one in self._jobs:
+            job: Job = one
+            end: cython.longlong = job.ended or now
+            if job.started:
+                running.append((max(mark, job.started), end))
+            either.append((max(mark, job.submitted), end))
+            if job.ended:
+                self._threads_cpu += job.cpu
             else:
-                unfinished.append(work)
+                unfinished.append(job)
             last = max(last, min(end, now))
-        self._work = unfinished or None
+        self._jobs = unfinished or None
         in_threads: cython.longlong = covered(running)
         in_all: cython.longlong = covered(either)
         self._threads += in_threads
         self.thread_queue += in_all - in_threads
         self.awaiting += (last - mark) - in_all
-        if self._work is None:
+        if self._jobs is None:
             self._settle_threads()
         return last
 
@@ -1458,6 +1469,36 @@ class TimerFactory:
             return False
         self._kind = type(handle)
         return True
+
+
+@cython.final
+@cython.cclass
+class JobFactory:
+    """Makes jobs of what one loop gives to the threads of limiters. Loop thread; on any other it makes none."""
+
+    _stage: Stage
+    _thread: cython.ulong
+    _default: Pool
+    _pool_of: object
+    _on_failure: object
+
+    def __init__(self, stage: Stage, pool_of: object, on_failure: object) -> None:
+        self._stage = stage
+        self._thread = get_ident()
+        self._default = pool_of(None, None)
+        self._pool_of = pool_of
+        self._on_failure = on_failure
+
+    def make(self, function, limiter):
+        """Return a function that does the same in a worker thread and is timed there, ``None`` if none is to be."""
+        if get_ident() != self._thread or type(function) is Job:  # all loops share the way into a thread
+            return None
+        try:
+            pool: Pool = self._default if limiter is None else self._pool_of(limiter, function)
+            return pool._job(function, self._stage)
+        except Exception as error:
+            self._on_failure(error)
+            return None
 
 
 @cython.final
@@ -1666,7 +1707,7 @@ class Door:
         if not cython.compiled:  # the compiler clears all there is
             request.status = request._workers = 0
             request._coroutine = request._outer = request._background = None
-            request._work = request._timers = request._victims = None
+            request._job = request._jobs = request._timers = request._victims = None
             request._shared = False
         request.stage = self._stage
         request.scope = scope

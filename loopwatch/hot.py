@@ -26,6 +26,7 @@ CallFactory = core.CallFactory
 Child = core.Child
 Door = core.Door
 Job = core.Job
+JobFactory = core.JobFactory
 Pool = core.Pool
 Request = core.Request
 Stage = core.Stage
@@ -35,6 +36,6 @@ TimerFactory = core.TimerFactory
 current = core.current
 
 __all__ = [
-    "COMPILED", "Account", "CallFactory", "Child", "Door", "Job", "Lookout", "Pool", "Request", "Stage",
-    "TaskFactory", "TimedSelect", "TimerFactory", "current",
+    "COMPILED", "Account", "CallFactory", "Child", "Door", "Job", "JobFactory", "Lookout", "Pool", "Request",
+    "Stage", "TaskFactory", "TimedSelect", "TimerFactory", "current",
 ]  # fmt: skip

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
 
-from loopwatch.hot import CallFactory, Job
+from loopwatch.hot import CallFactory, Job, JobFactory
 from loopwatch.probes.patch import Patch
 from loopwatch.probes.pools import Pools, is_remote, is_threads, tells_its_executor
 
@@ -78,17 +77,7 @@ class ThreadsProbe:
 
     def _timed_worker_thread(self, way_in: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
         """Return what takes the place of anyio's way into a thread. Loop thread."""
-        find, loop_thread = self.pools.of_limiter, get_ident()
-        default = find(None, None)
-
-        def job_of(function: Any, limiter: Any) -> Job | None:
-            if get_ident() != loop_thread or type(function) is Job:  # all loops share the way in
-                return None
-            try:
-                return (default if limiter is None else find(limiter, function)).job(function, stage)
-            except Exception as error:
-                self._fail(error)
-                return None
+        job_of = JobFactory(stage, self.pools.of_limiter, self._fail).make
 
         async def timed(func: Any, args: Any, abandon_on_cancel: bool = False, limiter: Any = None) -> Any:
             job = job_of(func, limiter)

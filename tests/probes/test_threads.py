@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -177,10 +178,30 @@ def test_cpu_and_wait_of_threads_are_told_apart(run):
     assert pool.cpu + pool.wait == pytest.approx(pool.run_times.sum)
 
 
+def some_microseconds():
+    return sum(range(300))
+
+
+def one_in(number, rare, else_):
+    """Return a function that does something else each so many times."""
+    turns = itertools.cycle([rare] + [else_] * (number - 1))
+
+    def work():
+        next(turns)()
+
+    return work
+
+
 @pytest.mark.parametrize(
     ("work", "count"),
-    [(lambda: nap(0.0002), 800), (lambda: burn_cpu(0.0002), 800), (lambda: sum(range(300)), 2000)],
-    ids=["naps", "computes", "microseconds"],
+    [
+        (lambda: nap(0.0002), 800),
+        (lambda: burn_cpu(0.0002), 800),
+        (some_microseconds, 2000),
+        (one_in(100, lambda: nap(0.002), else_=some_microseconds), 4000),
+        (one_in(3, lambda: nap(0.0002), else_=some_microseconds), 2000),
+    ],
+    ids=["naps", "computes", "microseconds", "now and then a nap", "many naps"],
 )
 def test_the_cpu_time_of_short_work_that_follows_close_upon_another_adds_up(run, keep, work, count):
     """Most of these start without a look at the CPU clock; the thread's own way between them is not theirs."""
