@@ -60,8 +60,8 @@ class Worker:
         self._process.wait()
 
 
-def measure(loop: str, variants: list[str], rounds: int) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return the lowest and highest median ratio over the numbers in flight, by variant and route.
+def measure(loop: str, variants: list[str], rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Return the median ratio for each number in flight, by variant and route.
 
     Each round has processes of its own: where things come to lie in memory makes one some percent slower than the
     next, whatever it runs.
@@ -81,11 +81,15 @@ def measure(loop: str, variants: list[str], rounds: int) -> dict[tuple[str, str]
     for route, in_flight in itertools.product(REQUESTS, IN_FLIGHT):
         row = "  ".join(f"{variant} {medians[variant, route, in_flight]:.3f}" for variant in variants)
         print(f"{loop} {route} {in_flight:>2} in flight: {row}", file=sys.stderr, flush=True)
-    spans = {}
-    for variant, route in itertools.product(variants, REQUESTS):
-        found = [medians[variant, route, in_flight] for in_flight in IN_FLIGHT]
-        spans[variant, route] = min(found), max(found)
-    return spans
+    return {
+        (variant, route): [medians[variant, route, in_flight] for in_flight in IN_FLIGHT]
+        for variant, route in itertools.product(variants, REQUESTS)
+    }
+
+
+def cell(medians: list[float]) -> str:
+    """Put together what was found for all numbers in flight: the median, and the lowest and the highest."""
+    return f"{statistics.median(medians):.2f} ({min(medians):.2f} to {max(medians):.2f})"
 
 
 def ratios_of(workers: dict[str, Worker], route: str, in_flight: int) -> dict[str, float]:
@@ -108,9 +112,7 @@ def process(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]
     for loop in LOOPS:
         measured = measure(loop, variants, rounds)
         for route in REQUESTS:
-            spans = {variant: measured[variant, route] for variant in variants}
-            cells = {variant: f"{low:.2f} to {high:.2f}" for variant, (low, high) in spans.items()}
-            columns.append((f"{loop}, `{route}`", cells))
+            columns.append((f"{loop}, `{route}`", {variant: cell(measured[variant, route]) for variant in variants}))
     return columns
 
 
@@ -128,7 +130,7 @@ def paired(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]]
             cells = dict.fromkeys(variants, "")
             for variant in sorted({variant for variant, _ in ratios}):
                 medians = [statistics.median(ratios[variant, f"{route} {at_once}"]) for at_once in IN_FLIGHT]
-                cells[variant] = f"{min(medians):.2f} to {max(medians):.2f}"
+                cells[variant] = cell(medians)
                 row = "  ".join(f"{median:.3f}" for median in medians)
                 print(f"{loop} {route} {variant}, {IN_FLIGHT} in flight: {row}", file=sys.stderr, flush=True)
             columns.append((f"{loop}, `{route}`, one process", cells))
