@@ -112,7 +112,8 @@ def process(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]
     for loop in LOOPS:
         measured = measure(loop, variants, rounds)
         for route in REQUESTS:
-            columns.append((f"{loop}, `{route}`", {variant: cell(measured[variant, route]) for variant in variants}))
+            cells = {variant: cell(measured[variant, route]) for variant in variants}
+            columns.append((f"{loop}, `{route}`", cells))
     return columns
 
 
