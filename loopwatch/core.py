@@ -27,10 +27,10 @@ from time import sleep
 from types import CoroutineType
 from typing import Any
 
-try:
+from loopwatch import _cython as cython
+
+if cython.compiled is None:  # never: this tells the compiler what the name means
     import cython
-except ImportError:
-    from loopwatch import _cython as cython
 
 if not cython.compiled:
     from _thread import _local, get_ident

@@ -42,3 +42,10 @@ def test_the_public_names_are_pinned():
 def test_import_starts_nothing_patches_nothing_and_loads_no_third_party():
     done = subprocess.run([sys.executable, "-c", PURITY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_plain_core_leaves_a_cython_that_is_installed_alone(tmp_path):
+    (tmp_path / "cython.py").write_text("raise RuntimeError('only the compiler is to know it')")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from loopwatch import core; core.Request.status.__set__"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

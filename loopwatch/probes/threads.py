@@ -77,7 +77,7 @@ class ThreadsProbe:
 
     def _timed_worker_thread(self, way_in: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
         """Return what takes the place of anyio's way into a thread. Loop thread."""
-        job_of = JobFactory(stage, self.pools.of_limiter, self._fail).make
+        job_of: Callable[[Any, Any], Job | None] = JobFactory(stage, self.pools.of_limiter, self._fail).make
 
         async def timed(func: Any, args: Any, abandon_on_cancel: bool = False, limiter: Any = None) -> Any:
             job = job_of(func, limiter)
