@@ -198,7 +198,7 @@ def one_in(number, rare, else_):
         (lambda: nap(0.0002), 800),
         (lambda: burn_cpu(0.0002), 800),
         (some_microseconds, 2000),
-        (one_in(100, lambda: nap(0.002), else_=some_microseconds), 4000),
+        (one_in(200, lambda: nap(0.002), else_=some_microseconds), 2000),
         (one_in(3, lambda: nap(0.0002), else_=some_microseconds), 2000),
     ],
     ids=["naps", "computes", "microseconds", "now and then a nap", "many naps"],
