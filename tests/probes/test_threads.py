@@ -473,6 +473,42 @@ def test_two_loops_in_two_threads_do_not_mix(run):
     assert counts == [(10, 5), (10, 5)]
 
 
+def test_what_two_watches_of_one_loop_see_is_timed_once(run):
+    async def main():
+        async with LoopWatch() as inner, LoopWatch() as outer:
+            await anyio.to_thread.run_sync(nap, 0.01)
+            await asyncio.to_thread(nap, 0.01)
+            await settle()
+            return [
+                [pool.run_times.count for pool in watch.snapshot().pools if pool.run_times.count]
+                for watch in (inner, outer)
+            ]
+
+    assert run(main) == [[], [1, 1]]
+
+
+def test_work_whose_pool_cannot_be_found_is_done_all_the_same(run, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such pool")
+
+    async def main():
+        async with LoopWatch() as watch:
+            monkeypatch.setattr(watch._threads.pools, "_find", fail)
+            own = anyio.CapacityLimiter(1)
+            results = [
+                await anyio.to_thread.run_sync(lambda: "limited", limiter=own),
+                await asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(1), lambda: "executed"),
+                await anyio.to_thread.run_sync(lambda: "default"),
+            ]
+            await settle()
+            return results, watch.snapshot()
+
+    results, snapshot = run(main)
+    assert results == ["limited", "executed", "default"]
+    assert snapshot.dropped["threads"] == 2
+    assert snapshot.pool("anyio").run_times.count == 1
+
+
 def test_the_queue_of_a_route_is_that_of_its_pool(run):
     app = FastAPI()
 
