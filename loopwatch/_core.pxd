@@ -40,7 +40,7 @@ cdef extern from *:
     /* The same when it ends with it, at `now`, after it `ran` for so long. */
     static long long loopwatch_cpu_at_end(long long begun_with, long long ran, long long now) {
         if (ran < SHORT_JOB) {
-            loopwatch_worker.short_ones++;
+            if (loopwatch_worker.short_ones < MANY) loopwatch_worker.short_ones++;
             return loopwatch_worker.ended_with = begun_with + ran;
         }
         loopwatch_worker.short_ones = loopwatch_worker.ways = 0;
