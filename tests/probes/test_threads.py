@@ -609,6 +609,26 @@ def test_a_request_and_its_work_let_go_of_each_other(run, keep, fate):
     assert alive() is None
 
 
+@pytest.mark.parametrize("parts", [(2, 1, 0.5), (1, 2, 0.5), (0.5, 1, 2)], ids=["first", "second", "third"])
+def test_the_longest_of_several_threads_is_what_a_request_waits_for(run, parts):
+    found = []
+
+    async def main():
+        async def handle():
+            started = time.perf_counter()
+            await asyncio.gather(*(asyncio.to_thread(nap, part * SECONDS) for part in parts))
+            return time.perf_counter() - started, times(request)
+
+        async with LoopWatch() as watch:
+            request = request_on(watch)
+            found.append(await request.drive(handle()))
+
+    run(main)
+    ((took, booked),) = found
+    assert booked["thread_wait"] == pytest.approx(took, abs=0.005)
+    assert booked["await"] == pytest.approx(0, abs=0.005)
+
+
 def test_what_a_worker_thread_has_another_loop_do_is_not_its_requests(run):
     ready, booked, there = threading.Event(), {}, {}
 
