@@ -37,6 +37,39 @@ if not cython.compiled:
     from time import perf_counter_ns as wall_now
     from time import thread_time_ns as cpu_now
 
+    def steps_of(request):
+        """Take the steps of a request, as its methods do: to resume a generator costs less than to call them."""
+        coroutine = request._coroutine
+        resume, given = coroutine.send, None
+        outer = request._enter(request._mark)  # the first begins as the request does
+        try:
+            while True:
+                value = resume(given)
+                request._leave(outer)
+                outer = NOT_BOOKED
+                try:
+                    given = yield value
+                    resume = coroutine.send
+                except GeneratorExit:
+                    coroutine.close()
+                    raise
+                except BaseException as error:
+                    given = error.with_traceback(error.__traceback__.tb_next)  # it was not raised here
+                    resume = coroutine.throw
+                outer = request._enter(UNKNOWN)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            given = None  # else an exception that was thrown in would lead to itself
+            request._leave(outer)
+            request._finish()
+
+    async def send_last(sent, request):
+        """Await the server's ``send`` of the last part of a response: when it is done, the request has ended."""
+        value = await sent
+        request._end(0)
+        return value
+
     def resume(coroutine, done):
         """Resume a coroutine; return what it yields, or ``done`` where it returns ``None``."""
         try:
@@ -80,12 +113,12 @@ if not cython.compiled:
             kind = message["type"]
             if kind == "http.response.start":
                 status = message["status"]
-                return max(0, status) if isinstance(status, int) else 0
+                return status if isinstance(status, int) and status > 0 else 0
             if kind == "http.response.body":
                 return 0 if message.get("more_body") else LAST_PART
+            return LAST_PART if kind == "http.response.pathsend" else 0
         except Exception:
             return 0  # the server will say what is wrong with the message
-        return LAST_PART if kind == "http.response.pathsend" else 0
 
     def may_end_with(path, end):
         """Tell whether a path ends so, or is none."""
@@ -827,6 +860,8 @@ class Request:
 
     def __await__(self):
         """Take the first step; return what takes the others, which is nothing where that was all."""
+        if not cython.compiled:
+            return steps_of(self)
         value = self._take_step(self._mark)  # it begins as the request does
         if value is DONE:
             return NO_MORE_STEPS
@@ -912,6 +947,8 @@ class Request:
         sent = self._send(message)
         if told != LAST_PART or not self._open:
             return sent
+        if not cython.compiled:
+            return send_last(sent, self)
         ending: LastSend = LastSend.__new__(LastSend)
         ending._request = self
         ending._pending = DONE
@@ -1069,7 +1106,26 @@ class Request:
             cython.cast(Request, outer)._book_step(now)
         if stage._libuv:
             stage._observe(now)
-        self._book_gap(now)
+        if self._resting:
+            self._resting = False
+        else:  # what the request waited for, and then for how long it was due
+            start: cython.longlong = self._mark
+            due: cython.longlong = stage.bound
+            if self._job is not None:
+                start = self._book_job(now)
+            elif self._jobs is not None:
+                start = self._book_jobs(now)
+            if self._timers is not None:
+                due = self._due_by_timer(start, now, due)
+            if due < start:  # noqa: PLR1730 # a call costs the plain core as much as the rest
+                due = start
+            if due < now:
+                self.loop_wait += now - due
+                self.awaiting += due - start
+                if now - due >= LONG_NS:
+                    self._blame(due, now)
+            else:
+                self.awaiting += now - start
         if now - stage._cpu_at > FRESH_NS:
             stage._cpu_at = now
             stage._cpu_mark = stage.cpu()
@@ -1136,32 +1192,6 @@ class Request:
                 self._door._observer.held(self, now - wall, now)
         except Exception as error:
             stage.fail(error)
-
-    @cython.cfunc
-    @cython.exceptval(-1)
-    def _book_gap(self, now: cython.longlong) -> cython.int:
-        """Book the time since the last step: what the request waited for, and then for how long it was due."""
-        if self._resting:
-            self._resting = False
-            return 0
-        start: cython.longlong = self._mark
-        due: cython.longlong = self.stage.bound
-        if self._job is not None:
-            start = self._book_job(now)
-        elif self._jobs is not None:
-            start = self._book_jobs(now)
-        if self._timers is not None:
-            due = self._due_by_timer(start, now, due)
-        if due < start:  # noqa: PLR1730 # a call costs the plain core as much as the rest
-            due = start
-        if due < now:
-            self.loop_wait += now - due
-            self.awaiting += due - start
-            if now - due >= LONG_NS:
-                self._blame(due, now)
-        else:
-            self.awaiting += now - start
-        return 0
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -1659,16 +1689,15 @@ class Door:
 
     def __call__(self, scope, receive, send):
         """Return what serves one scope when it is awaited."""
-        if type(scope) is not dict or scope["type"] != "http" or not self._is_on_loop():
-            return self._aside(scope, receive, send)
-        if self._metrics_path is not None and may_end_with(scope["path"], self._metrics_path):
+        if (
+            type(scope) is not dict
+            or scope["type"] != "http"
+            or get_ident() != self._thread  # up to 3.11, `get_running_loop` would ask the system
+            or not self._is_running()
+            or (self._metrics_path is not None and may_end_with(scope["path"], self._metrics_path))
+        ):
             return self._aside(scope, receive, send)
         return self._measure(scope, receive, send)
-
-    @cython.cfunc
-    def _is_on_loop(self) -> cython.bint:
-        """Tell whether the measured loop runs here. Up to 3.11, `get_running_loop` asks the system for that."""
-        return get_ident() == self._thread and self._is_running()
 
     def measure(self, scope: object, receive: object, send: object) -> object:
         """Return the measured request of an HTTP scope."""
@@ -1676,10 +1705,12 @@ class Door:
 
     @cython.cfunc
     def _measure(self, scope: object, receive: object, send: object) -> object:
-        if self._is_measured(scope):
+        alone: cython.bint = self._stage.running is None and len(IN_USE) == 1 and IN_USE[0] is self._stage
+        if not alone and self._is_measured(scope):
             return self._app(scope, receive, send)
         request: Request = self._begin(scope, send)
-        return request._drive(self._app(scope, receive, request))
+        # A method of Python's is called faster than an object with a `__call__`.
+        return request._drive(self._app(scope, receive, request if cython.compiled else request.__call__))
 
     def is_measured(self, scope: object) -> bool:
         """Tell whether another door, further out, measures this scope already."""
@@ -1687,8 +1718,6 @@ class Door:
 
     @cython.cfunc
     def _is_measured(self, scope: object) -> cython.bint:
-        if self._stage.running is None and len(IN_USE) == 1 and IN_USE[0] is self._stage:
-            return False  # as nearly always
         for one in IN_USE:
             stage: Stage = one
             if stage.running is not None:

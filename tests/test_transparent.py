@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import pathlib
+import sys
 import traceback
+import types
+import weakref
 
 import anyio
 import pytest
@@ -169,6 +173,28 @@ async def tracebacks(seen, app):
         seen.append((app_frames(error), repr(error.__cause__)))
 
 
+async def thrown_in(seen, app):
+    """Tell where an exception comes from that is thrown into the app, and what hangs on to the next one."""
+
+    async def raw(scope, receive, send):
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError as error:
+            frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+            seen.append((frames[0], frames[-1]))
+        seen.append(repr(sys.exc_info()[1]))
+        raise ValueError("after all")
+
+    app.mount("/scenario", raw)
+    task = asyncio.create_task(call(app, "/scenario/"))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    try:
+        await task
+    except ValueError as error:
+        seen.append((app_frames(error), repr(error.__context__)))
+
+
 async def stacks(seen, app):
     async def child():
         await asyncio.sleep(5)
@@ -207,7 +233,7 @@ async def eager_tasks(seen, app):
     seen.append(await call(app))
 
 
-SCENARIOS = [variables, timeouts, cancel_scopes, cancellations, tracebacks, stacks, eager_tasks]
+SCENARIOS = [variables, timeouts, cancel_scopes, cancellations, tracebacks, thrown_in, stacks, eager_tasks]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
@@ -234,3 +260,38 @@ def test_an_app_sees_the_same_with_and_without(run, scenario, request):
     assert seen["bare"]
     assert seen["watched"] == seen["bare"]
     assert sum(route.requests for route in watches[0].snapshot().routes) >= 1
+
+
+class Held:
+    """Something of the app's that can be watched going away."""
+
+
+@types.coroutine
+def suspend():
+    yield
+
+
+@pytest.mark.parametrize("wrap", [lambda app: app, loopwatch.LoopWatchMiddleware], ids=["bare", "watched"])
+def test_what_an_app_holds_goes_away_with_the_exception_that_was_thrown_into_it(run, wrap):
+    held = []
+
+    async def app(scope, receive, send):
+        mine = Held()
+        held.append(weakref.ref(mine))
+        await suspend()
+
+    async def main():
+        wrapped = wrap(app)
+        steps = call(wrapped)
+        steps.send(None)
+        gc.disable()
+        try:
+            with pytest.raises(KeyError):
+                steps.throw(KeyError("thrown in"))
+            assert held[0]() is None
+        finally:
+            gc.enable()
+            if wrapped is not app:
+                wrapped.watch.stop()
+
+    run(main)
