@@ -124,9 +124,7 @@ if not cython.compiled:
         """Tell whether a path ends so, or is none."""
         return type(path) is not str or path.endswith(end)
 
-    def numbers_of(numbers):
-        """Return an array's numbers: when compiled, without its object around them."""
-        return numbers
+    numbers_of = list
 
 
 COMPILED: bool = cython.compiled
@@ -269,12 +267,13 @@ class Stage:
     def watch_libuv(self, look: object, loop: int, info: int, idle: int) -> None:
         """Keep the bound by libuv's figures.
 
-        ``look`` returns its idle nanoseconds and count of iterations; the compiled core gets the same from the
-        addresses of the ``uv_loop_t``, ``uv_metrics_info`` and ``uv_metrics_idle_time``.
+        ``look`` is given the count of iterations that was seen last, and returns the idle nanoseconds and the present
+        count, and no idle time if that has not changed; the compiled core gets the same from the addresses of the
+        ``uv_loop_t``, ``uv_metrics_info`` and ``uv_metrics_idle_time``.
         """
         self._look = look
         self._uv_loop, self._uv_info, self._uv_idle = loop, info, idle
-        self._seen_idle, self._seen_iterations = look()
+        self._seen_idle, self._seen_iterations = look(UNKNOWN)
         self._seen_at = self._before_at = self.now()
         self._before_idle = self._seen_idle
         self._libuv = True
@@ -295,7 +294,7 @@ class Stage:
             idle = uv_number(self._uv_idle, self._uv_loop) if iterations != self._seen_iterations else 0
         else:
             try:
-                idle, iterations = self._look()
+                idle, iterations = self._look(self._seen_iterations)
             except Exception as error:
                 self.fail(error)
                 return
@@ -1845,23 +1844,9 @@ class TimedSelect:
         """Poll, as the selector's ``select`` does."""
         if self.off:
             return self._select(timeout)
-        # A poll that does not wait is no idleness: the next busy period begins at once.
-        waits: cython.bint = timeout is None or (timeout is not AT_ONCE and timeout > 0)
-        self._end_busy(waits)
-        if not waits:
-            return self._select(timeout)
-        try:
-            return self._select(timeout)
-        finally:
-            if not self.off:
-                self._end_idle()
-
-    @cython.cfunc
-    @cython.exceptval(-1)
-    def _end_busy(self, waits: cython.bint) -> cython.int:
         now: cython.longlong = self._now()
-        if self.off:
-            return 0
+        if self.off:  # the clock broke
+            return self._select(timeout)
         since: cython.longlong = self.since
         self.since = 0
         self.iterations += 1
@@ -1871,17 +1856,22 @@ class TimedSelect:
             if busy > SHORT_PERIOD_NS:
                 self._tell_long(busy)
             else:
-                self.short_squares += float(busy) * float(busy)
+                self.short_squares += busy * busy
             if busy > self.slot_worst or now >= self.slot_ends:
                 self._tell_worst(busy, now)
         else:  # idle already: the last poll was left by an exception that also broke our clock
             self.idle += now + since
-        if waits:
-            self.since = -now
-        else:
+        if timeout is AT_ONCE or (timeout is not None and timeout <= 0):
+            # A poll that does not wait is no idleness: the next busy period begins at once.
             self._tell_stage(now, 0)
             self.since = now
-        return 0
+            return self._select(timeout)
+        self.since = -now
+        try:
+            return self._select(timeout)
+        finally:
+            if not self.off:
+                self._end_idle()
 
     @cython.cfunc
     @cython.exceptval(-1)

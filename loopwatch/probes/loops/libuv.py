@@ -160,11 +160,14 @@ class LibuvClock(LoopClock):
                 if self._address and at > window.now and iterations >= window.iterations:
                     self._fold(_Look(at, idle, iterations, held))
 
-    def _look_from_loop(self) -> tuple[int, int]:
-        """Return idle nanoseconds and iterations. Loop thread: the address is good, nobody else uses the struct."""
+    def _look_from_loop(self, seen: int) -> tuple[int, int]:
+        """Return idle nanoseconds, 0 if no iteration has begun since those ``seen``, and the count of iterations.
+
+        Loop thread: the address is good, nobody else uses the struct.
+        """
         self._library.uv_metrics_info(self._address, self._step_metrics_at)
-        idle: int = self._library.uv_metrics_idle_time(self._address)
-        return idle, self._step_metrics.loop_count
+        iterations: int = self._step_metrics.loop_count
+        return (0 if iterations == seen else self._library.uv_metrics_idle_time(self._address)), iterations
 
     def note_step(self, length: int) -> None:
         """Hear of a step that held the loop: a lower bound of its iteration. Loop thread."""
