@@ -215,9 +215,26 @@ def _find(expression: ast.expr, frame: FrameType) -> Any:
             return _UNKNOWN
         if isinstance(owner, ModuleType):
             return vars(owner).get(expression.attr, _UNKNOWN)
-        found = inspect.getattr_static(owner, expression.attr, _UNKNOWN)
-        return _UNKNOWN if isinstance(found, property) or hasattr(type(found), "__get__") else found
+        return _attribute_of(owner, expression.attr)
     return _UNKNOWN
+
+
+def _attribute_of(owner: Any, name: str) -> Any:
+    """Return an attribute of an object, ``_UNKNOWN`` where only code of its class could tell.
+
+    :func:`inspect.getattr_static` is asked of classes alone. Of an object it wants the dictionary, which CPython up
+    to 3.12 then makes, and finds the object's attributes more slowly from then on: all of a loop's or a transport's,
+    after one stall in one of its methods.
+    """
+    of_class = inspect.getattr_static(owner if isinstance(owner, type) else type(owner), name, _UNKNOWN)
+    if hasattr(type(of_class), "__get__"):
+        return _UNKNOWN
+    if isinstance(owner, type):
+        return of_class
+    try:
+        return object.__getattribute__(owner, name)  # with no descriptor of that name, this runs nothing
+    except AttributeError:
+        return _UNKNOWN
 
 
 def _full_name(named: Any) -> str:

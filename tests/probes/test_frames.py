@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import pathlib
 import queue
 import sqlite3
+import sys
 import threading
 import time
 from time import sleep as alias
@@ -34,16 +36,39 @@ def over_several_lines():
 
 
 class Holder:
+    shared = threading.Event()
+
     def __init__(self):
         self.waiting = queue.Queue()
-
-    @property
-    def dangerous(self):
-        raise AssertionError("no code of the app's may be run")
+        self.looked_at = 0
 
     def through_an_attribute(self):
         with contextlib.suppress(queue.Empty):
             self.waiting.get(timeout=SECONDS)
+
+    def through_a_class(self):
+        Holder.shared.wait(SECONDS)
+
+
+class Watchful(Holder):
+    """Notices whoever looks at it."""
+
+    def __getattr__(self, name):
+        self.looked_at += 1
+        return self.waiting
+
+    @property
+    def waits(self):
+        self.looked_at += 1
+        return self.waiting
+
+    def through_a_property(self):
+        with contextlib.suppress(queue.Empty):
+            self.waits.get(timeout=SECONDS)
+
+    def through_what_is_made_up(self):
+        with contextlib.suppress(queue.Empty):
+            self.nowhere.get(timeout=SECONDS)
 
 
 def through_a_variable():
@@ -79,6 +104,7 @@ def at(work):
         (renamed, "time.sleep"),
         (over_several_lines, "time.sleep"),
         (Holder().through_an_attribute, "queue.Queue.get"),
+        (Holder().through_a_class, "threading.Event.wait"),
         (through_a_variable, "threading.Event.wait"),
         (with_a_lock, "_thread.lock"),
         (in_a_comprehension, "time.sleep"),
@@ -94,6 +120,31 @@ def test_the_line_and_its_call_are_named(work, call):
     first = work.__code__.co_firstlineno
     assert first < sample.culprit.lineno <= first + 6
     assert sample.call == call
+
+
+@pytest.mark.parametrize(
+    ("work", "call"),
+    [(Watchful.through_a_property, "self.waits.get"), (Watchful.through_what_is_made_up, "self.nowhere.get")],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_no_code_of_the_apps_is_run_to_name_a_call(work, call):
+    watchful = Watchful()
+    assert at(lambda: work(watchful)).call == call
+    assert watchful.looked_at == 1  # by itself
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="attributes stay where they are, from Python 3.13 on")
+def test_an_object_that_was_looked_at_keeps_its_attributes_where_the_interpreter_finds_them_at_once():
+    """CPython gives an object a dictionary when somebody asks for it, and then is slower for good."""
+
+    def has_dictionary(one):
+        return any(type(referent) is dict and "waiting" in referent for referent in gc.get_referents(one))
+
+    holder = Holder()
+    assert at(holder.through_an_attribute).call == "queue.Queue.get"
+    assert not has_dictionary(holder)
+    vars(holder)
+    assert has_dictionary(holder)
 
 
 def test_what_a_library_does_is_blamed_on_the_line_that_called_it():

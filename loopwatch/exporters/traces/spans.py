@@ -149,9 +149,8 @@ class RequestSpan:
     def _release(self) -> None:
         """Give the span its own end back, so that neither keeps the other alive. Never raises."""
         self.request = None
-        own = getattr(self.span, "__dict__", {})
-        if own.get("end") == self.end:
-            del own["end"]
+        if self.span.end == self.end:
+            del self.span.end
 
 
 def attributes_of(stall: Stall, role: str) -> dict[str, str | int | float]:
