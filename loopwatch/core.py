@@ -267,9 +267,9 @@ class Stage:
     def watch_libuv(self, look: object, loop: int, info: int, idle: int) -> None:
         """Keep the bound by libuv's figures.
 
-        ``look`` is given the count of iterations that was seen last, and returns the idle nanoseconds and the present
-        count, and no idle time if that has not changed; the compiled core gets the same from the addresses of the
-        ``uv_loop_t``, ``uv_metrics_info`` and ``uv_metrics_idle_time``.
+        ``look`` is given the count of iterations that was seen last. It returns the idle nanoseconds, which it may
+        leave 0 if that has not changed, and the present count. The compiled core gets the same from the addresses
+        of the ``uv_loop_t``, ``uv_metrics_info`` and ``uv_metrics_idle_time``.
         """
         self._look = look
         self._uv_loop, self._uv_info, self._uv_idle = loop, info, idle

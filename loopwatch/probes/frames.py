@@ -223,7 +223,7 @@ def _attribute_of(owner: Any, name: str) -> Any:
     """Return an attribute of an object, ``_UNKNOWN`` where only code of its class could tell.
 
     :func:`inspect.getattr_static` is asked of classes alone. Of an object it wants the dictionary, which CPython up
-    to 3.12 then makes, and finds the object's attributes more slowly from then on: all of a loop's or a transport's,
+    to 3.12 then makes, and then finds its attributes more slowly for good: all of a loop's or a transport's,
     after one stall in one of its methods.
     """
     of_class = inspect.getattr_static(owner if isinstance(owner, type) else type(owner), name, _UNKNOWN)
