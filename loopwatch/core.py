@@ -1859,8 +1859,9 @@ class TimedSelect:
                 self.short_squares += busy * busy
             if busy > self.slot_worst or now >= self.slot_ends:
                 self._tell_worst(busy, now)
-        else:  # idle already: the last poll was left by an exception that also broke our clock
+        elif since < 0:  # idle already: the last poll was left by an exception that also broke our clock
             self.idle += now + since
+        # else it was left by an interrupt, in these lines: nobody knows since when the loop has been busy
         if timeout is AT_ONCE or (timeout is not None and timeout <= 0):
             # A poll that does not wait is no idleness: the next busy period begins at once.
             self._tell_stage(now, 0)

@@ -10,7 +10,7 @@ import types
 import pytest
 
 from loopwatch.catalogue import LATENCY_BUCKETS
-from loopwatch.hot import Child, Stage, current
+from loopwatch.hot import Child, Stage, TimedSelect, current
 from loopwatch.testing import FakeClock
 from tests.requests import door_on, request_on, scope, times
 
@@ -267,3 +267,25 @@ def test_an_interrupt_that_arrives_while_a_long_step_is_told_is_not_lost():
 
     with pytest.raises(KeyboardInterrupt):
         request_on(stage).drive(app()).send(None)
+
+
+def test_an_interrupt_in_the_midst_of_a_poll_makes_no_time_up():
+    interrupts = [KeyboardInterrupt]
+
+    def worst(_busy, now):
+        if interrupts:
+            raise interrupts.pop()
+        return now
+
+    wall = FakeClock()
+    stage = Stage(lambda *_: None, None, wall, FakeClock())
+    timed = TimedSelect(lambda _timeout: [], stage, lambda _busy: None, worst, lambda _error: None, wall)
+    wall.advance(5)
+    with pytest.raises(KeyboardInterrupt):
+        timed.poll(0)
+    wall.advance(1)
+    timed.poll(0)
+    wall.advance(2)
+    timed.poll(0)
+    _, busy, idle, _, _ = timed.read()
+    assert (busy, idle) == (7_000_000_000, 0)
