@@ -497,6 +497,17 @@ def test_what_fails_on_a_span_is_reported_and_it_ends_all_the_same(exporter, spa
     assert exporter.kept() == 0
 
 
+def test_a_span_that_does_not_let_go_of_its_end_ends_all_the_same(exporter, spans, monkeypatch):
+    def refuse(_span, name):
+        raise AttributeError(name)
+
+    span = served(exporter, spans, held=0.02)
+    monkeypatch.setattr(type(span), "__delattr__", refuse, raising=False)
+    span.end()
+    assert len(spans.servers()) == 1
+    assert exporter.failures == []
+
+
 # --- harmless
 
 

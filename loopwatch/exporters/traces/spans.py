@@ -5,6 +5,7 @@ Its end is put off while a stall of the request's may still be told: see :mod:`l
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from operator import add
@@ -149,8 +150,9 @@ class RequestSpan:
     def _release(self) -> None:
         """Give the span its own end back, so that neither keeps the other alive. Never raises."""
         self.request = None
-        if self.span.end == self.end:
-            del self.span.end
+        with contextlib.suppress(AttributeError, TypeError):  # whatever stood in the way of setting it
+            if self.span.end == self.end:
+                del self.span.end
 
 
 def attributes_of(stall: Stall, role: str) -> dict[str, str | int | float]:
