@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import gc
 import inspect
 import os
 import selectors
@@ -34,6 +33,7 @@ from loopwatch.exporters.traces.starts import SpanStarts
 from loopwatch.probes import threads
 from loopwatch.probes.loops import libuv
 from loopwatch.probes.loops.selector import SelectorClock
+from tests.dictionaries import has_dictionary
 
 
 def test_asyncios_selector_loop_polls_through_an_attribute_that_can_be_replaced():
@@ -53,21 +53,17 @@ def test_asyncios_selector_loop_polls_through_an_attribute_that_can_be_replaced(
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="attributes stay where they are, from Python 3.13 on")
 def test_a_measured_loop_keeps_its_attributes_where_the_interpreter_finds_them_at_once():
-    """CPython gives an object a dictionary when somebody asks for it, and then is slower for good."""
-
-    def has_dictionary(one):
-        return any(
-            type(referent) is dict and set(referent) & {"_selector", "_map"} for referent in gc.get_referents(one)
-        )
+    def dictionaries(loop):
+        return has_dictionary(loop, "_selector"), has_dictionary(loop._selector, "_map")
 
     async def measured():
         loop = asyncio.get_running_loop()
-        before = has_dictionary(loop), has_dictionary(loop._selector)
+        before = dictionaries(loop)
         async with loopwatch.LoopWatch():
-            during = has_dictionary(loop), has_dictionary(loop._selector)
+            during = dictionaries(loop)
         assert (before, during) == ((False, False), (False, False))
         vars(loop), vars(loop._selector)
-        assert (has_dictionary(loop), has_dictionary(loop._selector)) == (True, True)
+        assert dictionaries(loop) == (True, True)
 
     asyncio.run(measured())
 

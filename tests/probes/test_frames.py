@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import pathlib
 import queue
@@ -16,6 +15,7 @@ from time import sleep as alias
 import pytest
 
 from loopwatch.probes.frames import Sampler, is_app
+from tests.dictionaries import has_dictionary
 
 SECONDS = 0.3
 lock = threading.Lock()
@@ -135,16 +135,11 @@ def test_no_code_of_the_apps_is_run_to_name_a_call(work, call):
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="attributes stay where they are, from Python 3.13 on")
 def test_an_object_that_was_looked_at_keeps_its_attributes_where_the_interpreter_finds_them_at_once():
-    """CPython gives an object a dictionary when somebody asks for it, and then is slower for good."""
-
-    def has_dictionary(one):
-        return any(type(referent) is dict and "waiting" in referent for referent in gc.get_referents(one))
-
     holder = Holder()
     assert at(holder.through_an_attribute).call == "queue.Queue.get"
-    assert not has_dictionary(holder)
+    assert not has_dictionary(holder, "waiting")
     vars(holder)
-    assert has_dictionary(holder)
+    assert has_dictionary(holder, "waiting")
 
 
 def test_what_a_library_does_is_blamed_on_the_line_that_called_it():
