@@ -104,6 +104,32 @@ def test_a_response_is_followed_by_its_messages_whatever_they_are(machine, messa
     assert ended == [max(1, status // 100)]
 
 
+@types.coroutine
+def ask(question):
+    return (yield question)
+
+
+def test_what_is_asked_given_and_returned_passes_through_a_request(machine):
+    async def send(message):
+        return await ask(message["type"])
+
+    async def app(own_send):
+        given = await ask("what?")
+        return given, await own_send({"type": "http.response.body"})
+
+    async def serve():
+        door, _ = door_on(machine.stage)
+        request = door.begin(scope(), send)
+        return await request.drive(app(request))
+
+    steps = serve()
+    assert steps.send(None) == "what?"
+    assert steps.send("this") == "http.response.body"
+    with pytest.raises(StopIteration) as ended:
+        steps.send("sent")
+    assert ended.value.value == ("this", "sent")
+
+
 def test_cpu_blocked_and_awaited_time_are_told_apart(machine):
     async def work():
         machine.compute(0.003)
