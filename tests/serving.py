@@ -48,9 +48,10 @@ def on_both_loops(check):
 
 
 def client_of(url):
-    """Return a client that makes a connection for each request."""
-    each_on_its_own = httpx.Limits(max_keepalive_connections=0)
-    return httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, limits=each_on_its_own)
+    """Return a client that makes a connection for each request, and may be used by several threads."""
+    # Not `Limits(max_keepalive_connections=0)`: between two of its requests a connection lies idle all the
+    # same, and httpcore 1.0.9 may give it to one thread while another closes it ("Bad file descriptor").
+    return httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, headers={"Connection": "close"})
 
 
 class Served:
