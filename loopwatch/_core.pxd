@@ -68,27 +68,22 @@ cdef extern from *:
         return before;
     }
 
-    /* coroutine.send(None): a returned value is raised as StopIteration, as its method does; but for None, which
-       returns `done`, since an exception costs more than the step. */
+    /* coroutine.send(None): where it returns None, `done`; what else it returns comes in a StopIteration, which is not
+       raised, since an exception costs more than the step. */
     static PyObject *loopwatch_resume(PyObject *coroutine, PyObject *done) {
-        PyObject *result = NULL;
+        PyObject *result = NULL, *stop;
         switch (PyIter_Send(coroutine, Py_None, &result)) {
         case PYGEN_NEXT:
             return result;
         case PYGEN_RETURN:
             if (result == Py_None) {
                 Py_INCREF(done);
-                Py_DECREF(result);
-                return done;
+                stop = done;
             } else {
-                PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, result, NULL);
-                if (stop != NULL) {
-                    PyErr_SetObject(PyExc_StopIteration, stop);
-                    Py_DECREF(stop);
-                }
+                stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, result, NULL);
             }
             Py_DECREF(result);
-            return NULL;
+            return stop;
         default:
             return NULL;
         }

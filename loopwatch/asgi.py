@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
-from loopwatch.config import Config
 from loopwatch.exchange import WebSocketSession
 from loopwatch.failures import logger
 from loopwatch.hot import Door
@@ -15,6 +14,7 @@ from loopwatch.watch import LoopWatch
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from loopwatch.config import Config
     from loopwatch.exchange import ASGIApp, Message, Receive, Scope, Send
 
 _INSTALLED = "_loopwatch"
@@ -37,24 +37,21 @@ def install(app: Any, config: Config | None = None) -> LoopWatch:
             "Wrap any other ASGI app: app = loopwatch.LoopWatchMiddleware(app)."
         )
     if is_installed(app):
-        raise RuntimeError("loopwatch is installed in this app already. Call install() once for each app.")
+        raise RuntimeError(
+            "loopwatch is installed in this app already. Call install() once, or add LoopWatchMiddleware, but not both."
+        )
     if app.middleware_stack is not None:
         raise RuntimeError("The app has started already. Call install() before it serves its first request.")
-    watch = _watch_for(config)
+    watch = LoopWatch(config)
     setattr(app, _INSTALLED, watch)
     app.build_middleware_stack = lambda: LoopWatchMiddleware(build(), watch=watch).door
     return watch
 
 
 def is_installed(app: Any) -> bool:
-    """Tell whether an app is measured already: by :func:`install`, or as it is wrapped."""
-    return hasattr(app, _INSTALLED) or isinstance(app, LoopWatchMiddleware)
-
-
-def _watch_for(config: Config | None) -> LoopWatch:
-    if config is not None and not isinstance(config, Config):
-        raise TypeError(f"config must be a loopwatch.Config, got {config!r}. Write Config(metrics_path=None).")
-    return LoopWatch(config)
+    """Tell whether an app is measured already: by :func:`install`, or by a middleware around or within it."""
+    added = (getattr(one, "cls", None) for one in getattr(app, "user_middleware", ()))
+    return hasattr(app, _INSTALLED) or isinstance(app, LoopWatchMiddleware) or LoopWatchMiddleware in added
 
 
 class LoopWatchMiddleware:
@@ -66,50 +63,47 @@ class LoopWatchMiddleware:
 
     def __init__(self, app: ASGIApp, config: Config | None = None, *, watch: LoopWatch | None = None) -> None:
         self.app = app
-        self.watch = watch or _watch_for(config)
+        self.watch = watch or LoopWatch(config)
         self._metrics_path = self.watch.config.metrics_path
         self.door = self.watch.door = Door(app, self._aside, self.watch.recorder)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one scope, as ASGI defines it."""
-        await self.door(scope, receive, send)
+        return await self.door(scope, receive, send)
 
     def _aside(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Return what serves a scope that is not just another HTTP request on the loop that is measured."""
         kind = scope["type"]
         if kind == "lifespan":
             return self._serve_lifespan(scope, receive, send)
-        if kind not in ("http", "websocket") or not self._ready(scope):
+        if kind not in ("http", "websocket"):
             return self.app(scope, receive, send)
+        is_measured = self.door.is_measured(scope)  # by a middleware further out
+        is_ready = self._ready(scope, starts=not is_measured)
         if kind == "http" and self._is_scrape(scope):
             return self._serve_metrics(scope, send)
-        try:
-            if kind == "http":
-                return cast("Awaitable[None]", self.door.measure(scope, receive, send))
-            return self._measure_session(scope, receive, send)
-        except Exception as error:
-            self._fail(error)
+        if is_measured or not is_ready:
             return self.app(scope, receive, send)
-
-    def _measure_session(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if self.door.is_measured(scope):
-            return self.app(scope, receive, send)
+        if kind == "http":
+            return cast("Awaitable[None]", self.door.measure(scope, receive, send))
         session = WebSocketSession(receive, send)
         session.request = self.door.begin(scope, session.send)
-        driven = session.request.drive(self.app(scope, session.receive, session.send))
-        return cast("Awaitable[None]", driven)
+        served = self.door.serve(session.request, scope, session.receive, session.send)
+        return cast("Awaitable[None]", served)
 
-    def _ready(self, scope: Scope) -> bool:
-        """Tell whether this request can be measured; start the watch if that is still to be done."""
+    def _ready(self, scope: Scope, *, starts: bool) -> bool:
+        """Tell whether this request can be measured; ``starts`` is whether to start the watch for that."""
         watch = self.watch
         try:
+            if watch.recorder.routes is None:
+                self._read_routes(scope)
             loop = asyncio.get_running_loop()
             if watch.loop is not loop:
+                if not starts:
+                    return False
                 if watch.loop is not None and watch.loop.is_running():
                     raise RuntimeError("the app runs on a second event loop at the same time")
                 watch.start()
-            if watch.recorder.routes is None:
-                self._read_routes(scope)
             self.door.lead_to(loop, watch.stage, self._metrics_path)
         except Exception as error:
             self._fail(error)
@@ -117,7 +111,11 @@ class LoopWatchMiddleware:
         return True
 
     def _read_routes(self, scope: Scope) -> None:
-        routes = RouteTable(scope.get("app", self.app))
+        try:
+            routes = RouteTable(scope.get("app", self.app))
+        except Exception as error:
+            self.watch.failures.report("routes", error, "requests are told without their routes")
+            routes = RouteTable(None)
         if self._metrics_path is not None and routes.serves(self._metrics_path):
             logger.info(
                 "loopwatch: the app serves %s itself and goes on to do so; "
@@ -145,22 +143,25 @@ class LoopWatchMiddleware:
 
     def _start(self) -> None:
         try:
-            self.watch.start()
+            # Where another watch measures this loop, it may be that of a middleware further out, which measures
+            # this app too: the first request tells.
+            if self.watch.loop is not None or self.watch.is_alone():
+                self.watch.start()
         except Exception as error:
             self.watch.failures.report("start", error, "nothing is measured yet")
 
     def _is_scrape(self, scope: Scope) -> bool:
-        if self._metrics_path is None or scope["method"] not in ("GET", "HEAD"):
+        if self._metrics_path is None or scope.get("method") not in ("GET", "HEAD"):
             return False
-        return scope["path"] in (self._metrics_path, scope.get("root_path", "") + self._metrics_path)
+        return scope.get("path") in (self._metrics_path, f"{scope.get('root_path') or ''}{self._metrics_path}")
 
     async def _serve_metrics(self, scope: Scope, send: Send) -> None:
         """Answer a scrape. It is no request of the app's and is not counted as one."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        accepts = headers.get("accept", ""), headers.get("accept-encoding", "")
-        query = scope.get("query_string", b"").decode("latin-1")
         status = 200
         try:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ())}
+            accepts = headers.get("accept", ""), headers.get("accept-encoding", "")
+            query = (scope.get("query_string") or b"").decode("latin-1")
             answer_headers, body = await self.watch.prometheus.page(*accepts, query)
         except Exception as error:
             self.watch.failures.report("scrape", error, f"{self._metrics_path} answers 500")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,22 @@ _YES_OR_NO = {
     "off": False,
     "0": False,
 }
-_NOT_OURS = ("LOOPWATCH_PURE",)  # chooses the core when loopwatch is imported; see hot.py
+_NOT_OURS = re.compile(
+    "LOOPWATCH_PURE"  # chooses the core when loopwatch is imported; see hot.py
+    # Kubernetes sets these where a Service has a name that begins with "loopwatch":
+    "|LOOPWATCH_(.+_)?SERVICE_(HOST|PORT.*)|LOOPWATCH_(.+_)?PORT(_[0-9]+_(TCP|UDP|SCTP).*)?"
+)
+_OF_KUBERNETES = re.compile("(tcp|udp|sctp)://.*")
+"""The value of ``LOOPWATCH_METRICS_PORT`` where a Service is called ``loopwatch-metrics``."""
+
+_PLAIN_PATH = re.compile("/[!-~]*")  # of ASCII that can be seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings of one :class:`loopwatch.LoopWatch`; every field has a sensible default.
+
+    What each means stands in ``docs/configuration.md``.
 
     Raises:
         TypeError, ValueError: a field is malformed; the message says what, what was expected and what to do.
@@ -43,7 +54,7 @@ class Config:
     """
 
     metrics_host: str = "127.0.0.1"
-    """Address that ``metrics_port`` is bound to."""
+    """Address that ``metrics_port`` is bound to; for a Prometheus on another machine ``0.0.0.0``, for example."""
 
     opentelemetry: bool = False
     """Whether to tell OpenTelemetry too: the same metrics, and on the spans of requests their states and stalls.
@@ -73,10 +84,9 @@ class Config:
         _check_path("metrics_path", self.metrics_path)
         if self.metrics_port is not None:
             _check_number("metrics_port", self.metrics_port, int, 1, 65535)
-        if not isinstance(self.metrics_host, str) or not self.metrics_host:
-            raise TypeError(f"metrics_host must be a host name or an address, got {self.metrics_host!r}.")
+        _check_host("metrics_host", self.metrics_host)
         if not isinstance(self.opentelemetry, bool):
-            raise TypeError(f"opentelemetry must be True or False, got {self.opentelemetry!r}.")
+            raise TypeError(f"opentelemetry must be True or False, got {self.opentelemetry!r}. Use one of the two.")
         _check_number("max_routes", self.max_routes, int, 1, 100_000)
         _check_number("max_pools", self.max_pools, int, 1, 10_000)
         _check_number("stall_seconds", self.stall_seconds, float, 0.005, 60.0)
@@ -99,16 +109,22 @@ class Config:
         known = {_PREFIX + field.name.upper(): field for field in fields(cls)}
         settings: dict[str, Any] = {}
         for variable in sorted(environ):
-            if not variable.startswith(_PREFIX) or variable in _NOT_OURS:
+            if not variable.startswith(_PREFIX) or _OF_KUBERNETES.fullmatch(environ[variable]):
                 continue
             if variable not in known:
+                if _NOT_OURS.fullmatch(variable):
+                    continue
                 raise ValueError(
                     f"{variable} is not a setting of loopwatch; expected one of {', '.join(sorted(known))}. "
                     "Correct its name or unset it."
                 )
             field = known[variable]
             settings[field.name] = _parse(variable, environ[variable].strip(), str(field.type))
-        return cls(**settings)
+        try:
+            return cls(**settings)
+        except (TypeError, ValueError) as error:
+            name, rest = str(error).split(" ", 1)
+            raise ValueError(f"{_PREFIX}{name.upper()} {rest}") from None
 
 
 def _parse(variable: str, text: str, kind: str) -> str | int | float | bool | None:
@@ -133,11 +149,19 @@ def _check_path(name: str, path: object) -> None:
         return
     if not isinstance(path, str):
         raise TypeError(f"{name} must be a string or None, got {path!r}. Write for example '/metrics'.")
-    if not path.startswith("/") or any(mark in path for mark in "?#{} "):
+    if not _PLAIN_PATH.fullmatch(path) or any(mark in path for mark in "?#{}%"):
         raise ValueError(
-            f"{name} must be a plain path that starts with '/', got {path!r}. "
+            f"{name} must be a plain path in ASCII that starts with '/', got {path!r}. "
             "Write for example '/metrics', or None to serve no metrics."
         )
+
+
+def _check_host(name: str, host: object) -> None:
+    advice = "Write for example '127.0.0.1', or '0.0.0.0' for all addresses of this machine."
+    if not isinstance(host, str):
+        raise TypeError(f"{name} must be a string, got {host!r}. {advice}")
+    if not re.fullmatch("[!-~]+", host):
+        raise ValueError(f"{name} must be a host name or an address, got {host!r}. {advice}")
 
 
 def _check_number(name: str, value: object, kind: type, least: float, most: float) -> None:

@@ -15,16 +15,17 @@ else the compiler asks the interpreter for its state each time. What is called r
 
 from __future__ import annotations
 
+import inspect
 from _thread import allocate_lock
 from array import array
-from asyncio import CancelledError, iscoroutine
+from asyncio import CancelledError, coroutines, iscoroutine
 from bisect import bisect_left
 from collections import deque
 from contextvars import ContextVar, copy_context
 from operator import itemgetter
 from sys import exc_info
 from time import sleep
-from types import CoroutineType
+from types import CoroutineType, SimpleNamespace
 from typing import Any
 
 from loopwatch import _cython as cython
@@ -71,13 +72,14 @@ if not cython.compiled:
         return value
 
     def resume(coroutine, done):
-        """Resume a coroutine; return what it yields, or ``done`` where it returns ``None``."""
+        """Resume a coroutine; return what it yields, or ``done`` where it returns ``None``.
+
+        What else it returns comes in a :class:`StopIteration`, which is not raised.
+        """
         try:
             return coroutine.send(None)
         except StopIteration as stop:
-            if stop.value is not None:
-                raise
-            return done
+            return done if stop.value is None else StopIteration(stop.value)
 
     def cpu_at_start(_now):
         """Return the CPU time of this thread, which begins with a job now."""
@@ -189,6 +191,12 @@ AT_ONCE = 0
 
 NO_MORE_STEPS = iter(())
 """What takes the other steps of a coroutine that ended in its first."""
+
+MARKS = SimpleNamespace(_is_coroutine=getattr(coroutines, "_is_coroutine", None), _is_coroutine_marker=None)
+"""What tells `iscoroutinefunction`, asyncio's and inspect's, that a callable object is one."""
+
+if hasattr(inspect, "markcoroutinefunction"):  # since Python 3.12; what it sets has another name in each release
+    inspect.markcoroutinefunction(MARKS)
 
 current: ContextVar = ContextVar("loopwatch_request", default=None)
 """The request on whose behalf code runs that is no step of it: set before tasks, timers and threads copy a context.
@@ -468,6 +476,12 @@ class Job:
             if self.left:  # nobody else would tell
                 self._pool._told.append(self)
 
+    def __getattr__(self, name):
+        # __name__ and its like: what an executor asks a function for.
+        if self._function is None:
+            raise AttributeError(name)
+        return getattr(self._function, name)
+
     def leave(self, _future: object = None) -> None:
         """Nobody waits for it any more: it is over, or given up. Also the callback of a future. Loop thread."""
         if not self.ended:
@@ -591,16 +605,16 @@ class Pool:
             )
 
     def stuck(self) -> tuple:
-        """Return for how many nanoseconds nothing has ended while work waits, and who runs. Any thread."""
+        """Return for how many nanoseconds nothing has ended while work waits, and which thread runs what. Any thread."""
         with self._lock:
             self._book_all()
             since = max(self._full_since, self._ended_at) if self._full_since else 0
-            threads = []
+            running = []
             for one in self._works:
                 work: Job = one
                 if work.started and not work.ended:
-                    threads.append(work.thread)
-        return (wall_now() - since if since else 0), threads
+                    running.append((work.thread, work._function))
+        return (wall_now() - since if since else 0), running
 
     def _book_all(self):
         """Book what was told, and what has ended though a busy loop has yet to tell it. Whoever holds the lock."""
@@ -803,6 +817,10 @@ class Account:
 class Request:
     """One request: its account, the driver of its coroutine, and the ``send`` that its app gets."""
 
+    # So inspect's and asyncio's `iscoroutinefunction` take it for one, as they do the server's `send`.
+    _is_coroutine_marker = MARKS._is_coroutine_marker
+    _is_coroutine = MARKS._is_coroutine
+
     stage: Stage
     scope: object
     status: cython.longlong
@@ -872,24 +890,26 @@ class Request:
 
     def __next__(self):
         value = self._pending
-        if value is not DONE:
-            self._pending = DONE
-            return value
-        value = self._take_step(UNKNOWN)
         if value is DONE:
-            raise StopIteration
+            value = self._take_step(UNKNOWN)
+            if value is DONE:
+                raise StopIteration
+        else:
+            self._pending = DONE
+        if type(value) is StopIteration:
+            raise value
         return value
 
     @cython.cfunc
     def _take_step(self, now: cython.longlong) -> object:
-        """Resume the coroutine; return what it yields, or ``DONE``."""
+        """Resume the coroutine; return what :func:`resume` does."""
         outer = self._enter(now)
         value = RAISED
         try:
             value = resume(self._coroutine, DONE)
         finally:  # to be ready for `except` costs some hundred instructions before each step
             self._leave(outer)
-            if value is DONE or value is RAISED:
+            if value is DONE or value is RAISED or type(value) is StopIteration:
                 self._finish()
         return value
 
@@ -920,21 +940,22 @@ class Request:
     def close(self) -> None:
         """Close, as :meth:`coroutine.close`."""
         if self._coroutine is not None:
-            self._coroutine.close()
-            self._finish()
+            try:
+                self._coroutine.close()
+            finally:
+                self._finish()
 
     @cython.cfunc
     @cython.exceptval(-1)
     def _finish(self) -> cython.int:
         """The coroutine has ended, or raised what is handled now: end the request too if its response has not."""
-        if self._outer is not None:
+        if self._shared and get_variable(current) is self:  # whoever called the app goes on in this context
             set_variable(current, self._outer)
-            self._outer = None
-        self._coroutine = None
-        self._drop_worker()
+        self._outer = self._coroutine = None
         if self._open:
             self._end(CANCELLED if isinstance(exc_info()[1], CancelledError) else FAILED)
-        self.scope = self._send = None  # whoever remembers this request keeps nothing of the app's alive
+        self._drop_worker()
+        self.scope = None  # whoever remembers this request keeps nothing of the app's alive
 
     # --- the send that the app gets
 
@@ -943,6 +964,8 @@ class Request:
         told: cython.longlong = told_by(message)
         if told > 0:
             self.status = told
+        if self._send is None:
+            return say_nothing()
         sent = self._send(message)
         if told != LAST_PART or not self._open:
             return sent
@@ -987,8 +1010,10 @@ class Request:
             stage: Stage = self.stage
             if stage.running is self:
                 self._book_step(stage.now())
-            else:
+            elif self._resting or stage.off:
                 self._mark = stage.now()
+            else:  # an empty step books what lies before it
+                self._leave(self._enter(UNKNOWN))
             if self._threads or self._threads_cpu:
                 self._settle_threads()
             account: Account = door._account(self.scope)
@@ -999,13 +1024,18 @@ class Request:
             if door._observer is not None:
                 door._observer.end(self, status_class)
             account._add(self, status_class, self._mark - self._opened, not stage.off)
-            if self._victims:
-                door.recorder.charge(self.scope, self._victims)
-                self._victims = None
+            if self._victims is not None:
+                self._charge()
         except Exception as error:
             self.stage.on_failure("requests", error, "some requests are not counted")
         self._open = False
         return 0
+
+    @cython.cfunc
+    def _charge(self):
+        """Have those who held the loop while it waited charged for that."""
+        victims, self._victims = self._victims, None
+        self._door.recorder.charge(self.scope, victims)
 
     def answer(self, status: int) -> None:
         """Note the status of the response."""
@@ -1089,7 +1119,8 @@ class Request:
         self._workers -= 1
         if self._workers <= 0:
             self._resting = True
-            self._job = self._jobs = None
+            # A timer's context leads to the request: nobody would collect the circle. So may the server's `send`.
+            self._job = self._jobs = self._timers = self._send = None
 
     @cython.cfunc
     def _enter(self, now: cython.longlong) -> object:
@@ -1197,9 +1228,15 @@ class Request:
     def _blame(self, start: cython.longlong, end: cython.longlong) -> cython.int:
         stage: Stage = self.stage
         try:
+            if not self._open:
+                return 0  # victims are those who have yet to answer
             if stage._held_to > start:
-                self._victims = [*(self._victims or ()), *stage.blockers(start, end)]
-            if self._open and self._door._observer is not None:
+                if self._victims is None:
+                    self._victims = []
+                self._victims += stage.blockers(start, end)
+                if len(self._victims) >= HOLDERS:
+                    self._charge()
+            if self._door._observer is not None:
                 self._door._observer.waited(self, start, end)
         except Exception as error:
             stage.fail(error)
@@ -1344,9 +1381,18 @@ class Request:
         self._threads = self._threads_cpu = 0
 
 
+if not cython.compiled:  # the method is what the app gets
+    Request.__call__._is_coroutine_marker = Request._is_coroutine_marker
+    Request.__call__._is_coroutine = Request._is_coroutine
+
+
+async def say_nothing():
+    """Send what comes when the app, and all that worked for the request, have ended: as servers do then."""
+
+
 def steppable(awaitable: object):
     """Return what an app gave us as something that has ``send``; nearly always it is a coroutine already."""
-    if hasattr(awaitable, "send"):
+    if iscoroutine(awaitable):
         return awaitable
 
     async def wait():
@@ -1392,11 +1438,13 @@ class Child:
         try:
             value = resume(self._coroutine, DONE)
         finally:
-            if value is DONE or value is RAISED:
+            if value is DONE or value is RAISED or type(value) is StopIteration:
                 self._request._drop_worker()
             self._request._leave(outer)
         if value is DONE:
             raise StopIteration
+        if type(value) is StopIteration:
+            raise value
         return value
 
     def send(self, value):
@@ -1579,18 +1627,20 @@ class LastSend:
 
     def __next__(self):
         value = self._pending
-        if value is not DONE:
-            self._pending = DONE
-            return value
-        value = self._take_step()
         if value is DONE:
-            raise StopIteration
+            value = self._take_step()
+            if value is DONE:
+                raise StopIteration
+        else:
+            self._pending = DONE
+        if type(value) is StopIteration:
+            raise value
         return value
 
     @cython.cfunc
     def _take_step(self) -> object:
         value = resume(self._coroutine, DONE)
-        if value is DONE:
+        if value is DONE or type(value) is StopIteration:
             self._request._end(0)
         return value
 
@@ -1693,7 +1743,7 @@ class Door:
             or scope["type"] != "http"
             or get_ident() != self._thread  # up to 3.11, `get_running_loop` would ask the system
             or not self._is_running()
-            or (self._metrics_path is not None and may_end_with(scope["path"], self._metrics_path))
+            or (self._metrics_path is not None and may_end_with(scope.get("path"), self._metrics_path))
         ):
             return self._aside(scope, receive, send)
         return self._measure(scope, receive, send)
@@ -1709,7 +1759,21 @@ class Door:
             return self._app(scope, receive, send)
         request: Request = self._begin(scope, send)
         # A method of Python's is called faster than an object with a `__call__`.
-        return request._drive(self._app(scope, receive, request if cython.compiled else request.__call__))
+        return self._serve(request, scope, receive, request if cython.compiled else request.__call__)
+
+    def serve(self, request: Request, scope: object, receive: object, send: object) -> object:
+        """Have the app serve a scope; return the request that drives it."""
+        return self._serve(request, scope, receive, send)
+
+    @cython.cfunc
+    def _serve(self, request: Request, scope: object, receive: object, send: object) -> object:
+        served = RAISED
+        try:
+            served = self._app(scope, receive, send)
+        finally:
+            if served is RAISED:
+                request._finish()
+        return request._drive(served)
 
     def is_measured(self, scope: object) -> bool:
         """Tell whether another door, further out, measures this scope already."""

@@ -34,7 +34,7 @@ class WebSocketSession:
         self._send = send
         self._greeted = False
 
-    def send(self, message: Message) -> Awaitable[None]:
+    async def send(self, message: Message) -> None:
         """Pass a message on; note how the handshake ends."""
         if not self._greeted:
             kind = message.get("type")
@@ -43,8 +43,9 @@ class WebSocketSession:
             elif kind == "websocket.close":
                 self._answer(_REFUSED)
             elif kind == "websocket.http.response.start":
-                self._answer(message.get("status", _REFUSED))
-        return self._send(message)
+                status = message.get("status")
+                self._answer(status if isinstance(status, int) else _REFUSED)
+        await self._send(message)
 
     async def receive(self) -> Message:
         """End the message that was handled, wait for the next, and begin it."""
@@ -52,7 +53,7 @@ class WebSocketSession:
             self.request.end()
             self.request.rest()
         message = await self._receive()
-        if self._greeted and message["type"] == "websocket.receive":
+        if self._greeted and message["type"] == "websocket.receive" and not self.request.is_open():
             self.request.open()
         return message
 

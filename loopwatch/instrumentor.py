@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined] # it is untyped
 from starlette.applications import Starlette
 
-from loopwatch.asgi import LoopWatchMiddleware, install, is_installed
+from loopwatch.asgi import install, is_installed
 from loopwatch.config import Config
 from loopwatch.failures import logger
 from loopwatch.hot import Stage
@@ -80,8 +80,7 @@ def _measuring(app_class: type[Any], config: Config) -> Any:
 def _measure(app: Any, config: Config) -> None:
     """Measure an app that is about to start, unless its own code does, or one that it is part of."""
     try:
-        added = any(one.cls is LoopWatchMiddleware for one in app.user_middleware)
-        if not (added or Stage.is_any_in_use() or is_installed(app)):
+        if not (Stage.is_any_in_use() or is_installed(app)):
             install(app, config)
     except Exception as error:
         logger.error("loopwatch: %s failed: %s. The app is not measured.", type(error).__name__, error)

@@ -67,6 +67,12 @@ class Listeners:
         except (OverflowError, RuntimeError) as error:  # the latter while the interpreter ends
             self._failures.report("listeners", error, "some news was not told to every listener")
 
+    def join(self, seconds: float) -> None:
+        """Wait until all is told, for so long at most. Any thread."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(seconds)
+
     def _call_all(self) -> None:
         while True:
             with self._lock:

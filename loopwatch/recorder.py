@@ -94,7 +94,7 @@ class Recorder:
     def labels_of(self, scope: Scope) -> tuple[str, str]:
         """Return the labels of a request: route template and method, bounded in number."""
         route = self.routes.template(scope) if self.routes is not None else UNMATCHED
-        method = scope["method"] if scope["type"] == "http" else WEBSOCKET
+        method = scope.get("method") if scope["type"] == "http" else WEBSOCKET
         if route not in self._routes:
             if len(self._routes) >= self._max_routes:
                 route = OTHER_ROUTE

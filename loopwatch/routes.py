@@ -8,6 +8,7 @@ walked once and the templates are found by endpoint.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -75,36 +76,42 @@ class RouteTable:
         self._unique[id(None)] = UNMATCHED
 
 
-def _routes_of(app: Any) -> Iterable[Any]:
+def _routes_of(app: Any) -> Sequence[Any]:
     """Return the routes of an app, looking through the middleware around it."""
     for _ in range(100):
         routes = getattr(app, "routes", None)
-        if routes:
-            return list(routes)
+        if routes and isinstance(routes, Sequence):
+            return routes
         app = getattr(app, "app", None)
         if app is None:
             break
     return ()
 
 
-def _walk(routes: Iterable[Any], prefix: str, prefix_pattern: str) -> Iterator[_Template]:
+def _walk(
+    routes: Iterable[Any], prefix: str, prefix_pattern: str, within: tuple[Iterable[Any], ...] = ()
+) -> Iterator[_Template]:
+    if any(routes is one for one in within):
+        return  # an app that is mounted in itself
+    within = (*within, routes)
     for route in routes:
         included = getattr(route, "effective_route_contexts", None)  # FastAPI's included routers
         if included is not None:
-            effective = (getattr(context, "starlette_route", None) or context for context in included())
-            yield from _walk(effective, prefix, prefix_pattern)
+            effective = [getattr(context, "starlette_route", None) or context for context in included()]
+            yield from _walk(effective, prefix, prefix_pattern, within)
             continue
-        endpoint, path = getattr(route, "endpoint", None), getattr(route, "path_format", None)
+        endpoint, app = getattr(route, "endpoint", None), getattr(route, "app", None)
+        path = getattr(route, "path_format", None) if hasattr(route, "path_regex") else None
         if endpoint is not None and path is not None:
             yield _Template(endpoint, prefix + path, prefix_pattern + _pattern(route))
         elif hasattr(route, "host"):
-            yield from _walk(_routes_of(getattr(route, "app", None)), prefix, prefix_pattern)
+            yield from _walk(_routes_of(app), prefix, prefix_pattern, within)
         elif path is not None and path.endswith(_MOUNTED):
-            inner = _routes_of(route.app)
+            inner = _routes_of(app)
             mount_pattern = prefix_pattern + _pattern(route).removesuffix("/(?:.*)")
-            yield from _walk(inner, prefix + path.removesuffix(_MOUNTED), mount_pattern)
+            yield from _walk(inner, prefix + path.removesuffix(_MOUNTED), mount_pattern, within)
             if not inner:
-                yield _Template(route.app, prefix + path, prefix_pattern + _pattern(route))
+                yield _Template(app, prefix + path, prefix_pattern + _pattern(route))
 
 
 def _pattern(route: Any) -> str:

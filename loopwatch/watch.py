@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import os
 import time
@@ -39,17 +40,27 @@ MOST_STALLS = 100
 """How many stalls ``LoopWatch.stalls`` keeps."""
 
 
+_LAST_WORDS_SECONDS = 0.5
+"""How long to wait, where nobody has to, for the stall that was the last thing a loop did to be told."""
+
+_SHORTLY_SECONDS = 0.001
+
 _EVERYONE: weakref.WeakSet[LoopWatch] = weakref.WeakSet()
-"""All watches of this process, for the child processes that it may fork."""
+"""All watches of this process."""
 
 
 @functools.cache  # once is enough
-def _hear_of_forks() -> None:
+def _hear_of_forks_and_the_end() -> None:
     def begin_all_anew() -> None:
         for watch in _EVERYONE:
             watch.begin_anew()
 
+    def let_all_tell() -> None:
+        for watch in tuple(_EVERYONE):
+            watch.let_tell()
+
     os.register_at_fork(after_in_child=begin_all_anew)
+    atexit.register(let_all_tell)
 
 
 class _Part(Protocol):
@@ -74,6 +85,10 @@ class LoopWatch:
 
     Use it as an asynchronous context manager where there is no ASGI app; :func:`loopwatch.install` and
     :class:`loopwatch.LoopWatchMiddleware` start and stop one themselves.
+
+    Raises:
+        TypeError: ``config`` is not a :class:`loopwatch.Config`.
+
     """
 
     def __init__(self, config: Config | None = None) -> None:
@@ -82,6 +97,10 @@ class LoopWatch:
         from loopwatch.exporters.port import MetricsPort  # noqa: PLC0415
         from loopwatch.exporters.prometheus import PrometheusExporter  # noqa: PLC0415
 
+        if config is not None and not isinstance(config, Config):
+            raise TypeError(
+                f"config must be a loopwatch.Config, got {config!r}. Write for example Config(stall_seconds=0.05)."
+            )
         self.config = config or Config()
         self.recorder = Recorder(self.config.max_routes)
         self.failures = Failures()
@@ -110,6 +129,7 @@ class LoopWatch:
         self._steps = StepsProbe(self.stage)
         self._threads = ThreadsProbe(self.config.max_pools, self.failures)
         self._stalls: StallsProbe | None = None
+        self._ending: StallsProbe | None = None
         self._recent: deque[Stall] = deque(maxlen=MOST_STALLS)
         self._log = StallLog()
         self._listeners = Listeners(self.failures)
@@ -123,7 +143,7 @@ class LoopWatch:
         self._parts: list[tuple[str, _Part]] = []
         self._close: Patch | None = None
         self._watcher_cpu = 0.0
-        _hear_of_forks()
+        _hear_of_forks_and_the_end()
         _EVERYONE.add(self)
 
     def start(self) -> None:
@@ -140,6 +160,11 @@ class LoopWatch:
             self._attempt("steps", lambda: self._steps.start(loop))
             return
         self.stop()
+        if not self.is_alone():
+            logger.warning(
+                "loopwatch: this event loop is measured by another LoopWatch already; "
+                "/metrics adds the two up, and tells of the loop twice what there is"
+            )
         self.loop = loop
         self.stage = Stage(self.failures.report)
         self._attempt("loop clock", lambda: self._start_clock(loop))
@@ -162,18 +187,29 @@ class LoopWatch:
         for name, part in reversed(parts):
             self._attempt(name, part.stop)
         self._attempt("loop close", self._forget_close)
-        stalls, self._stalls = self._stalls, None
-        if stalls is not None:
-            self._watcher_cpu += stalls.cpu_seconds
+        self._ending, self._stalls = self._stalls, None
+        if self._ending is not None:
+            self._watcher_cpu += self._ending.cpu_seconds
         if self._loops.clock is not None:
             self._loops = _Loops(self._loops.read())
+
+    def let_tell(self) -> None:
+        """Wait a little until what was seen is told: the process ends, and its threads with it. Any thread."""
+        if self._ending is not None:
+            self._ending.join(_LAST_WORDS_SECONDS)
+        self._listeners.join(_LAST_WORDS_SECONDS)
+
+    def is_alone(self) -> bool:
+        """Tell whether no other watch measures the running loop."""
+        loop = asyncio.get_running_loop()
+        return not any(one.loop is loop and one is not self for one in tuple(_EVERYONE))
 
     def begin_anew(self) -> None:
         """Forget all that was measured: it is that of the process which forked this one, and its threads are too.
 
         No lock is taken, as another thread may have held it when that happened.
         """
-        self.loop = self._close = self._stalls = None
+        self.loop = self._close = self._stalls = self._ending = None
         self._parts, self._loops, self._watcher_cpu = [], _Loops(), 0.0
         self.stage = Stage(self.failures.report)
         self._steps = StepsProbe(self.stage)
@@ -293,6 +329,9 @@ class LoopWatch:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+        give_up_at = time.monotonic() + _LAST_WORDS_SECONDS
+        while self._ending is not None and self._ending.is_watching() and time.monotonic() < give_up_at:
+            await asyncio.sleep(_SHORTLY_SECONDS)
 
     def _attempt(self, name: str, action: Callable[[], None]) -> None:
         try:
@@ -380,6 +419,8 @@ class LoopWatch:
 
         def stop_and_close() -> None:
             self.stop()
+            if self._ending is not None:
+                self._ending.join(_LAST_WORDS_SECONDS)  # nothing runs on the loop any more
             close()
 
         self._close = Patch(loop, "close", stop_and_close)

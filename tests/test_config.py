@@ -15,9 +15,12 @@ from loopwatch import Config
         (
             {"metrics_path": "metrics"},
             ValueError,
-            "must be a plain path that starts with '/', got 'metrics'. Write",
+            "must be a plain path in ASCII that starts with '/', got 'metrics'. Write",
         ),
         ({"metrics_path": "/m?x=1"}, ValueError, "plain path"),
+        ({"metrics_path": "/a\n"}, ValueError, "plain path"),
+        ({"metrics_path": "/%6d"}, ValueError, "plain path"),
+        ({"metrics_path": "/é"}, ValueError, "plain path"),
         ({"metrics_path": 5}, TypeError, "must be a string or None, got 5. Write"),
         ({"max_routes": 0}, ValueError, "must be 1 to 100000, got 0. Choose"),
         ({"max_routes": 1.5}, TypeError, "must be a whole number, got 1.5. Use 1 to 100000"),
@@ -27,7 +30,9 @@ from loopwatch import Config
         ({"metrics_port": 70000}, ValueError, "must be 1 to 65535, got 70000"),
         ({"metrics_port": "9101"}, TypeError, "must be a whole number, got '9101'"),
         ({"opentelemetry": "yes"}, TypeError, "must be True or False, got 'yes'"),
-        ({"metrics_host": ""}, TypeError, "must be a host name or an address, got ''"),
+        ({"metrics_host": ""}, ValueError, "must be a host name or an address, got ''. Write"),
+        ({"metrics_host": " "}, ValueError, "must be a host name or an address, got ' '. Write"),
+        ({"metrics_host": None}, TypeError, "must be a string, got None. Write"),
         ({"heartbeat_seconds": -1}, ValueError, "must be 0.001 to 10.0, got -1"),
     ],
 )
@@ -90,10 +95,25 @@ def test_it_reads_the_process_environment_by_default(monkeypatch):
         ("LOOPWATCH_MAX_ROUTES", "many", "LOOPWATCH_MAX_ROUTES must be a whole number, got 'many'. Correct it"),
         ("LOOPWATCH_HEARTBEAT_SECONDS", "", "LOOPWATCH_HEARTBEAT_SECONDS must be a number, got ''"),
         ("LOOPWATCH_OPENTELEMETRY", "maybe", "LOOPWATCH_OPENTELEMETRY must be yes or no, got 'maybe'"),
-        ("LOOPWATCH_MAX_ROUTES", "-5", "max_routes must be 1 to 100000, got -5"),
+        ("LOOPWATCH_MAX_ROUTES", "-5", "LOOPWATCH_MAX_ROUTES must be 1 to 100000, got -5. Choose"),
+        ("LOOPWATCH_METRICS_HOST", "", "LOOPWATCH_METRICS_HOST must be a host name or an address, got ''. Write"),
     ],
 )
 def test_an_unknown_or_malformed_variable_is_refused(variable, text, says):
     with pytest.raises(ValueError) as caught:
         Config.from_env({variable: text})
     assert says in str(caught.value)
+
+
+def test_what_kubernetes_says_of_services_with_such_a_name_is_no_setting():
+    environ = {
+        "LOOPWATCH_SERVICE_HOST": "10.0.0.1",
+        "LOOPWATCH_SERVICE_PORT_HTTP": "80",
+        "LOOPWATCH_PORT": "tcp://10.0.0.1:80",
+        "LOOPWATCH_PORT_80_TCP_ADDR": "10.0.0.1",
+        "LOOPWATCH_METRICS_SERVICE_HOST": "10.0.0.2",
+        "LOOPWATCH_METRICS_PORT": "tcp://10.0.0.2:9101",
+        "LOOPWATCH_METRICS_PORT_9101_TCP": "tcp://10.0.0.2:9101",
+    }
+    assert Config.from_env(environ) == Config()
+    assert Config.from_env({**environ, "LOOPWATCH_METRICS_PORT": "9101"}).metrics_port == 9101

@@ -35,7 +35,12 @@ _NUMBERED = re.compile(r"ThreadPoolExecutor-\d+")
 """The prefix of threads that nobody chose."""
 
 _BOUNDS_NS = bounds_in_nanoseconds(LATENCY_BUCKETS)
-_WAITS_FOR_WORK = ("anyio.from_thread", "anyio._core", "concurrent.futures", "asyncio.run_coroutine_threadsafe")
+_WAITS_FOR_WORK = (
+    "anyio.from_thread", "anyio._core", "asyncio.run_coroutine_threadsafe",
+    "concurrent.futures._base", "concurrent.futures.process", "concurrent.futures.thread.ThreadPoolExecutor",
+)  # fmt: skip
+_WORKERS = ("concurrent.futures.thread:", "anyio._backends._asyncio:WorkerThread.")
+"""Where a thread is that runs a function without lines, one written in C."""
 
 
 class _Entry:
@@ -172,13 +177,13 @@ class Pools:
         """Return the pools in which nothing has ended for ``seconds`` while work waits, each once. Any thread."""
         found, told = [], {}
         for entry in self._all():
-            waited, threads = entry.pool.stuck()
+            waited, running = entry.pool.stuck()
             if waited < seconds * NANOSECONDS:
                 continue
             since = self._told.get(entry.name)
             told[entry.name] = since if since is not None else time.time() - waited / NANOSECONDS
             if since is None:
-                found.append(_pool_stall(entry.read(), told[entry.name], waited / NANOSECONDS, threads))
+                found.append(_pool_stall(entry.read(), told[entry.name], waited / NANOSECONDS, running))
         self._told = told
         return found
 
@@ -271,22 +276,29 @@ def _name_of(function: Any) -> str:
     return f"{module}.{name}"[:LONGEST_NAME]
 
 
-def _pool_stall(now: PoolReading, since: float, seconds: float, threads: list[int]) -> PoolStall:
-    """Put together what is known of a pool that is stuck."""
+def _pool_stall(now: PoolReading, since: float, seconds: float, running: list[tuple[int, Any]]) -> PoolStall:
+    """Put together what is known of a pool that is stuck, and of the functions that its threads run."""
     sampler = Sampler()
-    samples = [sample for sample in map(sampler.sample, threads) if sample is not None]
-    calls = Counter(f"{sample.culprit}" + (f" in {sample.call}" if sample.call else "") for sample in samples)
-    waiting = sum(
-        any(name.startswith(_WAITS_FOR_WORK) for name in (sample.call, *sample.inner)) for sample in samples
-    )
+    calls: Counter[str] = Counter()
+    stacks, waiting = [], 0
+    for thread, function in running:
+        sample = sampler.sample(thread)
+        if sample is None:
+            continue
+        stacks.append(tuple(str(line) for line in sample.stack))
+        if sample.culprit.function.startswith(_WORKERS):
+            calls[_name_of(function)] += 1
+        else:
+            calls[f"{sample.culprit}" + (f" in {sample.call}" if sample.call else "")] += 1
+            waiting += any(name.startswith(_WAITS_FOR_WORK) for name in (sample.call, *sample.inner))
     return PoolStall(
         pool=now.pool,
         started_at=since,
         duration=seconds,
         limit=now.limit,
         queued=now.queued,
-        threads=len(threads),
+        threads=len(running),
         waiting=waiting,
         calls=tuple(calls.most_common()),
-        stacks=tuple(tuple(str(line) for line in sample.stack) for sample in samples),
+        stacks=tuple(stacks),
     )

@@ -157,6 +157,7 @@ class StallsProbe:
         self._lookout: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
+        self._thread: threading.Thread | None = None
         self._witness: Witness | None = None
         self._stops: Stops
         self._seen: deque[_Period] = deque(maxlen=_MOST_SEEN)
@@ -175,8 +176,10 @@ class StallsProbe:
         self._witness.start()
         self._stops = Stops(self._witness)
         self._lookout = self._clock.lookout()
-        watcher = threading.Thread(target=self._watch, args=(self._witness,), name="loopwatch-watcher", daemon=True)
-        watcher.start()
+        self._thread = threading.Thread(
+            target=self._watch, args=(self._witness,), name="loopwatch-watcher", daemon=True
+        )
+        self._thread.start()
 
     def stop(self) -> None:
         """Let the thread end, and do not wait for it: this may be the loop's. Safe to call twice."""
@@ -187,6 +190,15 @@ class StallsProbe:
         witness, self._witness = self._witness, None
         if witness is not None:
             witness.stop()
+
+    def is_watching(self) -> bool:
+        """Tell whether the thread has yet to end. Any thread."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self, seconds: float) -> None:
+        """Wait until the thread has told what it saw and has ended, for so long at most. Any thread."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(seconds)
 
     def _watch(self, witness: Witness) -> None:
         pause, held = self._interval, 0

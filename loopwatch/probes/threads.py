@@ -39,7 +39,7 @@ class ThreadsProbe:
 
     def start(self, loop: asyncio.AbstractEventLoop, stage: Stage) -> None:
         """Wrap the ways into a pool; find the loop's default limiter if the app uses anyio. Loop thread."""
-        self._wrap(loop, "run_in_executor", self._timed_executor(loop.run_in_executor, stage))
+        self._wrap(loop, "run_in_executor", self._timed_executor(loop, stage))
         self._wrap(loop, "call_soon_threadsafe", CallFactory(loop.call_soon_threadsafe).call)
         if not tells_its_executor(loop):
             self._wrap(loop, "set_default_executor", self._noted_executor(loop.set_default_executor))
@@ -99,20 +99,27 @@ class ThreadsProbe:
 
         return timed if _parameters_of(way_in) == _PARAMETERS else timed_as_called
 
-    def _timed_executor(self, run_in_executor: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
-        def timed(executor: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _timed_executor(self, loop: asyncio.AbstractEventLoop, stage: Stage) -> Callable[..., Any]:
+        run_in_executor: Callable[..., Any] = loop.run_in_executor
+
+        # Its names are those of asyncio: some call it with them.
+        def timed(executor: Any, func: Callable[..., Any], *args: Any) -> Any:
             job = None
             try:
                 if is_remote(executor):
-                    executor = _Remote(executor, self.pools.of_executor(executor, function))
-                elif (executor is None or is_threads(executor)) and type(function) is not Job:
-                    job = self.pools.of_executor(executor, function).job(function, stage)
+                    executor = _Remote(executor, self.pools.of_executor(executor, func))
+                elif (
+                    (executor is None or is_threads(executor))
+                    and type(func) is not Job
+                    and not (loop.get_debug() and _is_refused(func))
+                ):
+                    job = self.pools.of_executor(executor, func).job(func, stage)
             except Exception as error:
                 self._fail(error)
             if job is None:
-                return run_in_executor(executor, function, *arguments)
+                return run_in_executor(executor, func, *args)
             try:
-                future = run_in_executor(executor, job, *arguments)
+                future = run_in_executor(executor, job, *args)
             except BaseException:
                 job.leave()
                 raise
@@ -144,6 +151,11 @@ def _parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
         return tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return ()
+
+
+def _is_refused(function: Any) -> bool:
+    """Tell whether asyncio refuses to run it in an executor, which it does in debug mode."""
+    return not callable(function) or inspect.iscoroutinefunction(function)
 
 
 class _Remote:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import itertools
 import threading
@@ -718,6 +719,36 @@ def test_work_that_waits_for_its_own_pool_is_told(run, caplog):
     (record,) = [record for record in caplog.records if "nothing has ended" in record.message]
     assert "anyio.from_thread.run" in record.message
     assert record.pool_name == "nested"
+
+
+@pytest.mark.blocks
+@pytest.mark.parametrize("kind", ["limiter", "executor"])
+def test_a_function_written_in_c_that_fills_a_pool_is_named_and_waits_for_no_other_work(run, keep, kind):
+    async def main():
+        async with LoopWatch(Config(pool_stall_seconds=0.3)) as watch:
+            limiter, executor = anyio.CapacityLimiter(2), keep(ThreadPoolExecutor(2))
+            told = asyncio.Event()
+            watch.on_pool_stall(lambda _: loop.call_soon_threadsafe(told.set))
+            loop, lock = asyncio.get_running_loop(), threading.Lock()
+
+            def wait():
+                if kind == "limiter":
+                    return anyio.to_thread.run_sync(lock.acquire, limiter=limiter)
+                return loop.run_in_executor(executor, functools.partial(lock.acquire))
+
+            lock.acquire()
+            waiting = asyncio.gather(*(wait() for _ in range(3)))
+            await told.wait()
+            for _ in range(3):
+                lock.release()
+                await asyncio.sleep(0.05)
+            await waiting
+        return watch
+
+    (stall,) = run(main).pool_stalls
+    assert (stall.threads, stall.waiting) == (2, 0)
+    assert [(call.rpartition(".")[2], count) for call, count in stall.calls] == [("acquire", 2)]
+    assert "set a timeout" in stall.remedy
 
 
 def test_a_busy_pool_in_which_work_ends_is_not_stuck(run):
