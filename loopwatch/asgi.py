@@ -145,7 +145,7 @@ class LoopWatchMiddleware:
         try:
             # Where another watch measures this loop, it may be that of a middleware further out, which measures
             # this app too: the first request tells.
-            if self.watch.loop is not None or self.watch.is_alone():
+            if self.watch.loop is not None or not self.watch.others():
                 self.watch.start()
         except Exception as error:
             self.watch.failures.report("start", error, "nothing is measured yet")
@@ -162,7 +162,9 @@ class LoopWatchMiddleware:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ())}
             accepts = headers.get("accept", ""), headers.get("accept-encoding", "")
             query = (scope.get("query_string") or b"").decode("latin-1")
-            answer_headers, body = await self.watch.prometheus.page(*accepts, query)
+            # The page is of all watches: where this one leaves the loop to another, so it does the page.
+            watch = self.watch if self.watch.loop is not None else self.watch.others()[0]
+            answer_headers, body = await watch.prometheus.page(*accepts, query)
         except Exception as error:
             self.watch.failures.report("scrape", error, f"{self._metrics_path} answers 500")
             status, body = 500, b"The metrics could not be rendered; the log of the app says why.\n"

@@ -160,7 +160,7 @@ class LoopWatch:
             self._attempt("steps", lambda: self._steps.start(loop))
             return
         self.stop()
-        if not self.is_alone():
+        if self.others():
             logger.warning(
                 "loopwatch: this event loop is measured by another LoopWatch already; "
                 "/metrics adds the two up, and tells of the loop twice what there is"
@@ -199,10 +199,10 @@ class LoopWatch:
             self._ending.join(_LAST_WORDS_SECONDS)
         self._listeners.join(_LAST_WORDS_SECONDS)
 
-    def is_alone(self) -> bool:
-        """Tell whether no other watch measures the running loop."""
+    def others(self) -> list[LoopWatch]:
+        """Return the other watches that measure the running loop."""
         loop = asyncio.get_running_loop()
-        return not any(one.loop is loop and one is not self for one in tuple(_EVERYONE))
+        return [one for one in tuple(_EVERYONE) if one.loop is loop and one is not self]
 
     def begin_anew(self) -> None:
         """Forget all that was measured: it is that of the process which forked this one, and its threads are too.

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 import loopwatch
 from loopwatch.hot import Stage, TimedSelect
+from loopwatch.routes import RouteTable
 from loopwatch.testing import block_loop
 
 
@@ -143,6 +144,57 @@ def test_add_middleware_works_and_a_request_is_measured_once():
     while not isinstance(inner, loopwatch.LoopWatchMiddleware):
         inner = inner.app
     assert inner.watch.snapshot().routes == ()
+
+
+@pytest.mark.parametrize("installs_first", [True, False])
+def test_a_middleware_within_another_leaves_the_loop_to_it(installs_first):
+    """However they came there: a loop that is measured twice would be told as two."""
+    app, outside = hello_app(), hello_app()
+    if installs_first:
+        loopwatch.install(app)
+    app.add_middleware(loopwatch.LoopWatchMiddleware)
+    outside.mount("/sub", app)
+    watch = loopwatch.install(outside)
+
+    async def main():
+        async with Lifespan(outside) as client:
+            for path in ("/hello/x", "/sub/hello/x", "/sub/metrics", "/metrics"):
+                assert (await client.get(path)).status_code == 200
+            page = (await client.get("/metrics")).text
+            loop = watch.snapshot().loop
+        return page, loop
+
+    page, loop = asyncio.run(main())
+    assert watch.snapshot().route("/sub/hello/{name}").requests == 1
+    values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    assert float(values["loopwatch_loop_iterations_total"]) <= loop.iterations
+    assert float(values["loopwatch_loop_tasks"]) == loop.tasks
+
+
+def test_install_beside_add_middleware_is_an_error():
+    app = hello_app()
+    app.add_middleware(loopwatch.LoopWatchMiddleware)
+    with pytest.raises(RuntimeError, match=r"Call install\(\) once, or add LoopWatchMiddleware, but not both"):
+        loopwatch.install(app)
+
+
+def test_a_second_watch_of_one_loop_is_said_to_count_it_twice(caplog):
+    async def main():
+        async with loopwatch.LoopWatch(), loopwatch.LoopWatch():
+            pass
+
+    asyncio.run(main())
+    (record,) = our_records(caplog)
+    assert "measured by another LoopWatch already" in record.message
+
+
+def test_routes_that_cannot_be_read_cost_their_names_only(caplog, monkeypatch):
+    monkeypatch.setattr("loopwatch.asgi.RouteTable", lambda app: fails() if app is not None else RouteTable(app))
+    app = hello_app()
+    watch = loopwatch.install(app)
+    fetch(app, "/hello/x", "/hello/x")
+    assert watch.snapshot().route("_unmatched").requests == 2
+    assert len(our_records(caplog)) == 1
 
 
 # --- scopes

@@ -33,11 +33,17 @@ def test_memory_is_flat_after_a_warm_up(run):
     def in_a_thread():
         pass
 
+    @app.get("/timers")
+    async def leaves_timers():
+        async with asyncio.timeout(5):
+            await asyncio.create_task(asyncio.sleep(0))
+        asyncio.get_running_loop().call_later(0.001, gc.isenabled)
+
     watch = loopwatch.install(app)
 
     async def requests(count):
         for number in range(count):
-            path = "/thread" if number % 10 == 0 else "/"
+            path = {0: "/thread", 5: "/timers"}.get(number % 10, "/")
             await app({**scope(path), "headers": [], "query_string": b"", "root_path": ""}, receive, send)
         gc.collect()
 

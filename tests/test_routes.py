@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -128,3 +130,44 @@ def test_past_the_limit_routes_share_one_label(run):
     run(main)
     readings = {reading.route: reading.requests for reading in watch.snapshot().routes}
     assert readings == {"/r0": 1, "/r1": 1, "/r2": 1, "_other": 2}
+
+
+def ask(app, *paths):
+    async def main():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            for path in paths:
+                await client.get(path)
+
+    asyncio.run(main())
+
+
+class OddRoute:
+    """As another framework's: it has a template, but no expression."""
+
+    path_format = "/odd/{path}"
+    app = endpoint = None
+
+
+@pytest.mark.parametrize("routes", [lambda: [], [OddRoute()], 5, {"/": plain}])
+def test_routes_of_another_kind_have_no_template(routes):
+    class Odd:
+        def __init__(self):
+            self.routes = routes
+
+        async def __call__(self, scope, receive, send):
+            await PlainTextResponse("")(scope, receive, send)
+
+    app = loopwatch.LoopWatchMiddleware(Odd())
+    ask(app, "/odd/x", "/odd/y")
+    (reading,) = app.watch.snapshot().routes
+    assert (reading.route, reading.requests) == ("_unmatched", 2)
+    assert app.watch.failures.read() == {}
+
+
+def test_an_app_that_is_mounted_in_itself_has_each_template_once():
+    app = fastapi_app()
+    app.mount("/again", app)
+    watch = loopwatch.install(app)
+    ask(app, "/item/1", "/again/item/1", "/sub/t/below/x")
+    assert watch.snapshot().route("/item/{item}").requests == 2
+    assert watch.snapshot().route("/sub/{tenant}/below/{b}").requests == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import statistics
 import threading
@@ -12,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 import loopwatch
+from loopwatch.hot import Request
 from loopwatch.testing import block_loop, burn_cpu
 from tests.quiet import quietest
 from tests.requests import scope
@@ -125,3 +127,47 @@ def test_waiting_for_io_beside_a_busy_loop_is_no_loss(run, busy_with):
     lost, awaited = (statistics.median(each) for each in zip(*quietest(lambda: run(main), enough=1), strict=True))
     assert lost < 0.05
     assert awaited > 0.9
+
+
+def remembered():
+    """Return how many long steps the victim that remembers most of them does."""
+    lists = [one for one in gc.get_objects() if type(one) is list and one and type(one[0]) is tuple]
+    return max((len(one) for one in lists if len(one[0]) == 2 and type(one[0][0]) is Request), default=0)
+
+
+@pytest.mark.blocks
+@pytest.mark.parametrize("path", ["/stream", "/background"])
+def test_who_waits_again_and_again_remembers_few_who_held_the_loop(run, path):
+    ended = asyncio.Event()
+    kept = []
+
+    async def wait():
+        while not ended.is_set():
+            await asyncio.sleep(0.0005)
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/stream":
+            await wait()
+        elif scope["path"] == "/background":
+            kept.append(asyncio.create_task(wait()))
+        else:
+            burn_cpu(0.003)
+        await send({"type": "http.response.body"})
+
+    async def main():
+        watched = loopwatch.LoopWatchMiddleware(app)
+        victim = request(watched, path)
+        for _ in range(200):
+            await request(watched, "/holds")
+            await asyncio.sleep(0.001)
+        found = remembered(), sum(watched.watch.snapshot().victims.values())
+        ended.set()
+        await asyncio.gather(victim, *kept)
+        watched.watch.stop()
+        return found
+
+    most, lost = run(main)
+    assert most <= 100
+    # A stream is told of while it lasts; a task that outlives the response makes nobody wait.
+    assert (lost > 0.1) is (path == "/stream")

@@ -19,3 +19,15 @@ fastapi = make_app()
 
 async def any_asgi_app(scope, receive, send):
     await fastapi(scope, receive, send)
+
+
+def asgi2_app(scope):
+    async def serve(receive, send):
+        await fastapi(scope, receive, send)
+
+    return serve
+
+
+def wsgi_app(environ, start_response):
+    start_response("200 OK", [])
+    return [b""]

@@ -28,6 +28,8 @@ def run(*arguments, **environ):
         ("tests.apps.plain:app", []),
         ("tests.apps.plain:make_app", ["--factory"]),
         ("tests.apps.plain:any_asgi_app", []),
+        ("tests.apps.plain:asgi2_app", []),
+        ("tests.apps.plain:wsgi_app", ["--interface", "wsgi"]),
         ("tests.apps.idle:app", []),  # its code has installed loopwatch already
         ("tests.apps.plain:app", ["--workers", "2"]),
     ],
@@ -50,6 +52,8 @@ def test_it_measures_and_ctrl_c_ends_it(app, options):
     [
         (["tests.apps.nowhere:app"], {}, 'Could not import module "tests.apps.nowhere"'),
         (["tests.apps.plain:app", "--no-such-option"], {}, "No such option"),
+        (["tests.apps.plain:nothing"], {}, 'Attribute "nothing" not found'),
+        (["tests.apps.plain:app", "--interface", "cgi"], {}, "invalid choice: 'cgi'"),
         (["tests.apps.plain:app"], {"LOOPWATCH_MAX_ROUTES": "many"}, "must be a whole number, got 'many'"),
         ([], {}, "APP"),
         (["--port", "8000", "tests.apps.plain:app"], {}, "APP comes first, as module:attribute, got '8000'"),
@@ -60,3 +64,12 @@ def test_what_is_wrong_is_said_and_the_exit_code_says_it_too(arguments, environ,
         said, _ = process.communicate(timeout=20)
     assert process.returncode != 0
     assert says in said
+
+
+def test_variables_that_the_apps_own_code_makes_void_are_said_to_be():
+    at = f"http://127.0.0.1:{(port := free_port())}"
+    with run("tests.apps.idle:app", "--port", str(port), LOOPWATCH_MAX_ROUTES="7") as process:
+        wait_until(lambda: process.poll() is not None or httpx.get(at + "/ready"), "the app")
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=20)
+    assert "the app's own code installs loopwatch" in said

@@ -353,3 +353,56 @@ def test_a_loop_that_polls_all_the_time_is_watched_without_asking_for_the_gil(ru
     switches, polls = run(main)
     assert polls > 2000
     assert switches < polls / 10
+
+
+@pytest.mark.blocks
+def test_a_stall_that_is_the_last_thing_a_watch_sees_is_told_when_it_has_ended(run):
+    async def main():
+        async with LoopWatch() as watch:
+            await asyncio.sleep(0.15)
+            block_loop(0.2)
+        return watch.stalls
+
+    (stall,) = run(main)
+    assert stall.duration == pytest.approx(0.2, abs=LOOK_SECONDS)
+
+
+@pytest.mark.blocks
+def test_a_stall_that_is_the_last_thing_a_loop_does_is_told_when_it_is_closed(run):
+    watch = LoopWatch()
+
+    async def main():
+        watch.start()
+        await asyncio.sleep(0.15)
+        block_loop(0.2)
+
+    in_a_thread = threading.Thread(target=run, args=(main,))  # which ends, too
+    in_a_thread.start()
+    in_a_thread.join()
+    (stall,) = watch.stalls
+    assert stall.duration == pytest.approx(0.2, abs=LOOK_SECONDS)
+
+
+LAST_WORDS = """
+import asyncio, loopwatch, loopwatch.testing
+async def main():
+    async with loopwatch.LoopWatch() as watch:
+        await asyncio.sleep(0.15)
+        loopwatch.testing.block_loop(0.2)
+    watch.stop()
+async def unmanaged():
+    loopwatch.LoopWatch().start()
+    await asyncio.sleep(0.15)
+    loopwatch.testing.block_loop(0.2)
+asyncio.run({main}())
+"""
+
+
+@pytest.mark.blocks
+@pytest.mark.parametrize("main", ["main", "unmanaged"])
+def test_a_stall_that_is_the_last_thing_a_process_does_is_logged(main):
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", LAST_WORDS.format(main=main)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stderr.count("held the event loop for 2") == 1, done.stderr
