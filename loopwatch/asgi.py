@@ -38,7 +38,8 @@ def install(app: Any, config: Config | None = None) -> LoopWatch:
         )
     if is_installed(app):
         raise RuntimeError(
-            "loopwatch is installed in this app already. Call install() once, or add LoopWatchMiddleware, but not both."
+            "loopwatch is installed in this app already. "
+            "Call install() once, or add LoopWatchMiddleware, but not both."
         )
     if app.middleware_stack is not None:
         raise RuntimeError("The app has started already. Call install() before it serves its first request.")

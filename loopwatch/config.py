@@ -37,7 +37,7 @@ _PLAIN_PATH = re.compile("/[!-~]*")  # of ASCII that can be seen
 class Config:
     """All settings of one :class:`loopwatch.LoopWatch`; every field has a sensible default.
 
-    What each means stands in ``docs/configuration.md``.
+    What each means stands below it, and in ``docs/reference.md``.
 
     Raises:
         TypeError, ValueError: a field is malformed; the message says what, what was expected and what to do.

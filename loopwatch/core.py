@@ -605,7 +605,7 @@ class Pool:
             )
 
     def stuck(self) -> tuple:
-        """Return for how many nanoseconds nothing has ended while work waits, and which thread runs what. Any thread."""
+        """Return for how many nanoseconds nothing has ended while work waits, and who runs what. Any thread."""
         with self._lock:
             self._book_all()
             since = max(self._full_since, self._ended_at) if self._full_since else 0

@@ -62,7 +62,8 @@ def measured() -> Any:
     if is_installed(app):
         if config != Config():
             logger.warning(
-                "loopwatch: the app's own code installs loopwatch; LOOPWATCH_* variables hold as far as that reads them"
+                "loopwatch: the app's own code installs loopwatch; "
+                "LOOPWATCH_* variables hold as far as that reads them"
             )
         return app
     if hasattr(app, "build_middleware_stack"):

@@ -330,7 +330,8 @@ class LoopWatch:
     ) -> None:
         self.stop()
         give_up_at = time.monotonic() + _LAST_WORDS_SECONDS
-        while self._ending is not None and self._ending.is_watching() and time.monotonic() < give_up_at:
+        # A thread that ends wakes nobody up.
+        while self._ending is not None and self._ending.is_watching() and time.monotonic() < give_up_at:  # noqa: ASYNC110
             await asyncio.sleep(_SHORTLY_SECONDS)
 
     def _attempt(self, name: str, action: Callable[[], None]) -> None:

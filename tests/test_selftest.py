@@ -20,6 +20,7 @@ def test_it_finds_that_detection_works():
     assert "asyncio: selector clock" in done.stdout
     assert "uvloop: libuv clock" in done.stdout
     assert done.stdout.endswith("Detection works.\n")
+    assert done.stderr == ""  # the stalls that it makes are none to be warned of
 
 
 @pytest.mark.blocks

@@ -402,7 +402,6 @@ asyncio.run({main}())
 @pytest.mark.parametrize("main", ["main", "unmanaged"])
 def test_a_stall_that_is_the_last_thing_a_process_does_is_logged(main):
     for _ in range(5):
-        done = subprocess.run(
-            [sys.executable, "-c", LAST_WORDS.format(main=main)], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-c", LAST_WORDS.format(main=main)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stderr.count("held the event loop for 2") == 1, done.stderr
