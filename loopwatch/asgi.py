@@ -164,7 +164,8 @@ class LoopWatchMiddleware:
             accepts = headers.get("accept", ""), headers.get("accept-encoding", "")
             query = (scope.get("query_string") or b"").decode("latin-1")
             # The page is of all watches: where this one leaves the loop to another, so it does the page.
-            watch = self.watch if self.watch.loop is not None else self.watch.others()[0]
+            others = self.watch.others() if self.watch.loop is None else ()
+            watch = others[0] if others else self.watch
             answer_headers, body = await watch.prometheus.page(*accepts, query)
         except Exception as error:
             self.watch.failures.report("scrape", error, f"{self._metrics_path} answers 500")

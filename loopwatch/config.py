@@ -25,10 +25,10 @@ _YES_OR_NO = {
 _NOT_OURS = re.compile(
     "LOOPWATCH_PURE"  # chooses the core when loopwatch is imported; see hot.py
     # Kubernetes sets these where a Service has a name that begins with "loopwatch":
-    "|LOOPWATCH_(.+_)?SERVICE_(HOST|PORT.*)|LOOPWATCH_(.+_)?PORT(_[0-9]+_(TCP|UDP|SCTP).*)?"
+    "|LOOPWATCH_(.+_)?SERVICE_(HOST|PORT.*)|LOOPWATCH_(.+_)?PORT_[0-9]+_(TCP|UDP|SCTP).*"
 )
 _OF_KUBERNETES = re.compile("(tcp|udp|sctp)://.*")
-"""The value of ``LOOPWATCH_METRICS_PORT`` where a Service is called ``loopwatch-metrics``."""
+"""The value of ``LOOPWATCH_PORT``, or of ``LOOPWATCH_METRICS_PORT`` beside a Service called ``loopwatch-metrics``."""
 
 _PLAIN_PATH = re.compile("/[!-~]*")  # of ASCII that can be seen
 

@@ -1010,7 +1010,7 @@ class Request:
             stage: Stage = self.stage
             if stage.running is self:
                 self._book_step(stage.now())
-            elif self._resting or stage.off:
+            elif self._resting or stage.off or get_ident() != door._thread:  # where garbage collection closes it
                 self._mark = stage.now()
             else:  # an empty step books what lies before it
                 self._leave(self._enter(UNKNOWN))

@@ -188,6 +188,15 @@ def test_a_second_watch_of_one_loop_is_said_to_count_it_twice(caplog):
     assert "measured by another LoopWatch already" in record.message
 
 
+def test_a_watch_that_cannot_start_serves_a_page_all_the_same(monkeypatch):
+    app = hello_app()
+    watch = loopwatch.install(app)
+    monkeypatch.setattr("loopwatch.watch.LoopWatch.start", fails)
+    (page,) = fetch(app, "/metrics")
+    assert page.status_code == 200
+    watch.prometheus.stop()  # which was not started
+
+
 def test_routes_that_cannot_be_read_cost_their_names_only(caplog, monkeypatch):
     monkeypatch.setattr("loopwatch.asgi.RouteTable", lambda app: fails() if app is not None else RouteTable(app))
     app = hello_app()

@@ -92,6 +92,7 @@ def test_it_reads_the_process_environment_by_default(monkeypatch):
             "7",
             "LOOPWATCH_MAX_ROUTE is not a setting of loopwatch; expected one of LOOPWATCH_",
         ),
+        ("LOOPWATCH_METRIC_PORT", "9101", "LOOPWATCH_METRIC_PORT is not a setting of loopwatch"),
         ("LOOPWATCH_MAX_ROUTES", "many", "LOOPWATCH_MAX_ROUTES must be a whole number, got 'many'. Correct it"),
         ("LOOPWATCH_HEARTBEAT_SECONDS", "", "LOOPWATCH_HEARTBEAT_SECONDS must be a number, got ''"),
         ("LOOPWATCH_OPENTELEMETRY", "maybe", "LOOPWATCH_OPENTELEMETRY must be yes or no, got 'maybe'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import enum
 import http
+import threading
 import types
 
 import pytest
@@ -128,6 +129,24 @@ def test_what_is_asked_given_and_returned_passes_through_a_request(machine):
     with pytest.raises(StopIteration) as ended:
         steps.send("sent")
     assert ended.value.value == ("this", "sent")
+
+
+def test_a_request_that_another_thread_closes_takes_no_step_there(machine):
+    """Garbage collection may close one in any thread, while the loop's own takes a step of another."""
+    door, _ = door_on(machine.stage)
+    dropped, request = door.begin(scope(), None), door.begin(scope(), None)
+    steps = dropped.drive(suspend()).__await__()
+    next(steps)
+
+    async def work():
+        machine.wait(0.5)
+        closes = threading.Thread(target=steps.close)
+        closes.start()
+        closes.join()
+        assert sum(times(request).values()) == 0  # its step goes on
+
+    finish(request.drive(work()))
+    assert not dropped.is_open()
 
 
 def test_cpu_blocked_and_awaited_time_are_told_apart(machine):
