@@ -28,7 +28,7 @@ _NOT_OURS = re.compile(
     "|LOOPWATCH_(.+_)?SERVICE_(HOST|PORT.*)|LOOPWATCH_(.+_)?PORT_[0-9]+_(TCP|UDP|SCTP).*"
 )
 _OF_KUBERNETES = re.compile("(tcp|udp|sctp)://.*")
-"""The value of ``LOOPWATCH_PORT``, or of ``LOOPWATCH_METRICS_PORT`` beside a Service called ``loopwatch-metrics``."""
+"""The value of ``LOOPWATCH_PORT``, or of ``…_METRICS_PORT`` beside a Service called ``loopwatch-metrics``."""
 
 _PLAIN_PATH = re.compile("/[!-~]*")  # of ASCII that can be seen
 
