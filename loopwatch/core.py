@@ -462,15 +462,15 @@ class Job:
         if self.left:
             return self._function(*arguments)
         self.thread = get_ident()
+        outer = swap_job(self)
         self.started = wall_now()
         begun_with: cython.longlong = cpu_at_start(self.started)
-        outer = swap_job(self)
         try:
             return self._function(*arguments)
         finally:
-            swap_job(outer)
             ended: cython.longlong = wall_now()
             self.cpu = max(0, cpu_at_end(begun_with, ended - self.started, ended) - begun_with)
+            swap_job(outer)
             self.ended = ended
             self._function = self._request = None
             if self.left:  # nobody else would tell
