@@ -1738,12 +1738,14 @@ class Door:
 
     def __call__(self, scope, receive, send):
         """Return what serves one scope when it is awaited."""
+        if type(scope) is not dict:
+            return self._aside(scope, receive, send)
+        fields: dict = scope
         if (
-            type(scope) is not dict
-            or scope["type"] != "http"
+            fields["type"] != "http"
             or get_ident() != self._thread  # up to 3.11, `get_running_loop` would ask the system
             or not self._is_running()
-            or (self._metrics_path is not None and may_end_with(scope.get("path"), self._metrics_path))
+            or (self._metrics_path is not None and may_end_with(fields.get("path"), self._metrics_path))
         ):
             return self._aside(scope, receive, send)
         return self._measure(scope, receive, send)
