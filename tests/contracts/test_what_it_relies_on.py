@@ -16,6 +16,7 @@ import threading
 import anyio.from_thread
 import anyio.to_thread
 import pytest
+import uvicorn
 import uvloop
 from anyio._backends import _asyncio as anyio_backend
 from fastapi.applications import FastAPI
@@ -277,3 +278,23 @@ def test_starlettes_apps_are_called_through_their_class_with_the_stack_still_to_
     assert inspect.iscoroutinefunction(vars(FastAPI)["__call__"])
     assert FastAPI().middleware_stack is None
     assert FastAPI().user_middleware == []
+
+
+def test_a_mark_makes_a_callable_object_a_coroutine_function():
+    class Marked:
+        _is_coroutine = asyncio.coroutines._is_coroutine
+
+        def __call__(self):
+            pass
+
+    assert asyncio.iscoroutinefunction(Marked())
+    if hasattr(inspect, "markcoroutinefunction"):
+        function = inspect.markcoroutinefunction(lambda: None)
+        Marked._is_coroutine_marker = function._is_coroutine_marker
+        assert inspect.iscoroutinefunction(Marked())
+
+
+def test_uvicorn_loads_an_app_and_makes_one_of_asgi_3_of_it():
+    loading = uvicorn.Config("tests.apps.plain:asgi2_app", proxy_headers=False, log_config=None)
+    loading.load()
+    assert inspect.iscoroutinefunction(loading.loaded_app.__call__)
