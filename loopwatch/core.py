@@ -892,13 +892,9 @@ class Request:
         value = self._pending
         if value is DONE:
             value = self._take_step(UNKNOWN)
-            if value is DONE:
-                raise StopIteration
         else:
             self._pending = DONE
-        if type(value) is StopIteration:
-            raise value
-        return value
+        return passed_on(value)
 
     @cython.cfunc
     def _take_step(self, now: cython.longlong) -> object:
@@ -1386,6 +1382,17 @@ if not cython.compiled:  # the method is what the app gets
     Request.__call__._is_coroutine = Request._is_coroutine
 
 
+@cython.cfunc
+@cython.inline
+def passed_on(value: object) -> object:
+    """Pass on what :func:`resume` told, as an iterator does."""
+    if value is DONE:
+        raise StopIteration
+    if type(value) is StopIteration:
+        raise value
+    return value
+
+
 async def say_nothing():
     """Send what comes when the app, and all that worked for the request, have ended: as servers do then."""
 
@@ -1441,11 +1448,7 @@ class Child:
             if value is DONE or value is RAISED or type(value) is StopIteration:
                 self._request._drop_worker()
             self._request._leave(outer)
-        if value is DONE:
-            raise StopIteration
-        if type(value) is StopIteration:
-            raise value
-        return value
+        return passed_on(value)
 
     def send(self, value):
         """Resume with ``value``, as :meth:`coroutine.send`."""
@@ -1629,13 +1632,9 @@ class LastSend:
         value = self._pending
         if value is DONE:
             value = self._take_step()
-            if value is DONE:
-                raise StopIteration
         else:
             self._pending = DONE
-        if type(value) is StopIteration:
-            raise value
-        return value
+        return passed_on(value)
 
     @cython.cfunc
     def _take_step(self) -> object:
