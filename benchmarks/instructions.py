@@ -7,38 +7,62 @@ are booked as long ones are, and watchers look more often during a request.
 from __future__ import annotations
 
 import asyncio
+import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
+from typing import TYPE_CHECKING
 
-from benchmarks.variants import build, environ_of
+from benchmarks.children import BenchmarkError, output_of
+from benchmarks.plan import Plan, Progress
+from benchmarks.variants import build
 from benchmarks.worker import requests
 
-FEW, MANY = 300, 900
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MARK = "ctermid"
+"""A function of the C library that only :func:`serve` calls. Valgrind writes down its count at each call."""
+
+PATIENCE_SECONDS = 1800
 
 
-def executed(variant: str, count: int) -> int:
-    """Return what valgrind counts of a process that serves ``count`` requests."""
+def executed(variant: str, warm_up: int, count: int) -> int:
+    """Return the instructions that valgrind counts while a process serves ``count`` requests."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "callgrind"
-        subprocess.run(
-            ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", "-q",
-             sys.executable, "-m", "benchmarks.instructions", variant, str(count)],
-            env={**environ_of(variant), "PYTHONHASHSEED": "0"}, check=True, stdout=subprocess.DEVNULL,
+        output_of(
+            ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", f"--dump-before={MARK}", "-q",
+             sys.executable, "-m", "benchmarks.instructions", variant, str(warm_up), str(count)],
+            variant, PATIENCE_SECONDS, {"PYTHONHASHSEED": "0"},
         )  # fmt: skip
-        return int(re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE).group(1))
+        between_marks = out.with_name("callgrind.2")
+        counted = between_marks.read_text() if between_marks.exists() else ""
+    total = re.search(r"^(?:summary|totals): (\d+)", counted, re.MULTILINE)
+    if total is None:
+        raise BenchmarkError(f"valgrind did not notice the calls of {MARK}() by the variant {variant!r}.")
+    return int(total[1])
 
 
-def measure(variants: list[str]) -> dict[str, str]:
-    """Return each variant's instructions per request, in parts of the bare app's."""
-    per_request = {}
-    for variant in variants:
-        per_request[variant] = (executed(variant, MANY) - executed(variant, FEW)) / (MANY - FEW)
-        print(f"{variant}: {per_request[variant]:.0f} instructions a request", file=sys.stderr, flush=True)
-    return {variant: f"{count / per_request['bare']:.3f}" for variant, count in per_request.items()}
+def measure(plan: Plan) -> Iterator[Progress]:
+    """Count each variant's instructions per request, in parts of the bare app's: one column."""
+    warm_up, count = plan.effort.counted
+    per_request: dict[str, float] = {}
+    for variant in plan.variants:
+        per_request[variant] = executed(variant, warm_up, count) / count
+        cells = {variant: f"{found / per_request['bare']:.3f}" for variant, found in per_request.items()}
+        yield Progress(f"{variant}: {per_request[variant]:.0f} instructions a request", {"instructions": cells})
+
+
+async def serve(variant: str, warm_up: int, count: int) -> None:
+    """Serve the requests that are not counted, and between two marks those that are."""
+    app = build(variant)
+    await requests(app, "/async/7", warm_up)
+    os.ctermid()
+    await requests(app, "/async/7", count)
+    os.ctermid()
 
 
 if __name__ == "__main__":
-    asyncio.run(requests(build(sys.argv[1]), "/async/7", int(sys.argv[2])))
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

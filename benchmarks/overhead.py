@@ -3,198 +3,184 @@
 Run it as scripts/bench; nothing else should run on the machine meanwhile. Four parts: ``process`` times requests
 without a server, ``paired`` loopwatch alone, switched on and off in one process, ``wrk`` measures the throughput of
 uvicorn, and ``instructions`` counts what valgrind executes.
+
+Everything that can be wrong is checked before the first round. Each round's figures are printed as it ends, and the
+table of all finished rounds also where the benchmark is interrupted or fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import pathlib
 import shutil
-import statistics
-import subprocess
 import sys
+import tempfile
+from typing import TYPE_CHECKING
 
-from benchmarks import instructions, throughput
-from benchmarks.variants import VARIANTS, environ_of
+from benchmarks import in_process, instructions, paired, throughput
+from benchmarks.children import BenchmarkError, Interrupted, Worker, end_all, raise_on_signals
+from benchmarks.plan import FULL, IN_FLIGHT, LOOPS, QUICK, Columns, Plan, Progress
+from benchmarks.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- benchmark -->\n", "<!-- end of benchmark -->\n"
-IN_FLIGHT = (1, 4, 16, 64)
-SLICES = 6
-REQUESTS = {"async": 768, "def": 320}
-"""So many in a slice, some 0.1 s: short, as the machine is now fast and now slow, and yet long enough for threads
-that work beside the loop, as watchers do, to have their part in it."""
 
-LOOPS = ("asyncio", "uvloop")
-PAIRED = ("compiled", "pure")
-"""Those that can be stopped at once: an exporter still tells what is left while the bare app is timed."""
-
-
-class Worker:
-    """A process that serves one variant, and waits to be asked."""
-
-    def __init__(self, variant: str, loop: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", variant, loop],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ_of(variant),
-        )  # fmt: skip
-        self._variant = variant
-
-    def warm_up(self) -> None:
-        """Wait until it is there, and let it serve what each route needs at first."""
-        if self._process.stdout.readline() != "ready\n":
-            sys.exit(f"The variant {self._variant!r} did not start; what it printed stands above.")
-        for route in REQUESTS:
-            self.ask(route, 4, 1000)
-
-    def ask(self, route: str, in_flight: int, requests: int) -> float:
-        """Return microseconds per request."""
-        self._process.stdin.write(f"{route} {in_flight} {requests}\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-    def stop(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def measure(loop: str, variants: list[str], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Return the median ratio for each number in flight, by variant and route.
-
-    Each round has processes of its own: where things come to lie in memory makes one some percent slower than the
-    next, whatever it runs.
-    """
-    ratios: dict[tuple[str, str, int], list[float]] = {}
-    for number in range(rounds):
-        workers = {variant: Worker(variant, loop) for variant in variants}
-        for worker in workers.values():
-            worker.warm_up()
-        for route, in_flight in itertools.product(REQUESTS, IN_FLIGHT):
-            for variant, ratio in ratios_of(workers, route, in_flight).items():
-                ratios.setdefault((variant, route, in_flight), []).append(ratio)
-        for worker in workers.values():
-            worker.stop()
-        print(f"{loop}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    medians = {key: statistics.median(found) for key, found in ratios.items()}
-    for route, in_flight in itertools.product(REQUESTS, IN_FLIGHT):
-        row = "  ".join(f"{variant} {medians[variant, route, in_flight]:.3f}" for variant in variants)
-        print(f"{loop} {route} {in_flight:>2} in flight: {row}", file=sys.stderr, flush=True)
-    return {
-        (variant, route): [medians[variant, route, in_flight] for in_flight in IN_FLIGHT]
-        for variant, route in itertools.product(variants, REQUESTS)
-    }
-
-
-def cell(medians: list[float]) -> str:
-    """Put together what was found for all numbers in flight: the median, and the lowest and the highest."""
-    return f"{statistics.median(medians):.2f} ({min(medians):.2f} to {max(medians):.2f})"
-
-
-def ratios_of(workers: dict[str, Worker], route: str, in_flight: int) -> dict[str, float]:
-    """Time slices of all variants in turn; return the median of each variant's ratios to the bare app."""
-    variants = list(workers)
-    times: dict[str, list[float]] = {variant: [] for variant in variants}
-    for number in range(SLICES):
-        turn = number % len(variants)
-        for variant in variants[turn:] + variants[:turn]:
-            times[variant].append(workers[variant].ask(route, in_flight, REQUESTS[route]))
-    return {
-        variant: statistics.median(a / b for a, b in zip(times[variant], times["bare"], strict=True))
-        for variant in variants
-    }
-
-
-def process(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]]:
-    """Time requests in process; return a column of cells for each loop and route."""
-    columns = []
-    for loop in LOOPS:
-        measured = measure(loop, variants, rounds)
-        for route in REQUESTS:
-            cells = {variant: cell(measured[variant, route]) for variant in variants}
-            columns.append((f"{loop}, `{route}`", cells))
-    return columns
-
-
-def paired(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]]:
-    """Time loopwatch's variants, started and stopped in turn within one process; return columns of cells."""
-    columns = []
-    for loop in LOOPS:
-        ratios: dict[tuple[str, str], list[float]] = {}
-        for number, variant in itertools.product(range(rounds), [one for one in variants if one in PAIRED]):
-            for cell, (ratio, noise) in ask_paired(variant, loop).items():
-                ratios.setdefault((variant, cell), []).append(ratio)
-                ratios.setdefault(("again", cell), []).append(noise)
-            print(f"{loop}: pairs of {variant}, {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        for route in REQUESTS:
-            cells = dict.fromkeys(variants, "")
-            for variant in sorted({variant for variant, _ in ratios}):
-                medians = [statistics.median(ratios[variant, f"{route} {at_once}"]) for at_once in IN_FLIGHT]
-                cells[variant] = cell(medians)
-                row = "  ".join(f"{median:.3f}" for median in medians)
-                print(f"{loop} {route} {variant}, {IN_FLIGHT} in flight: {row}", file=sys.stderr, flush=True)
-            columns.append((f"{loop}, `{route}`, one process", cells))
-    return columns
-
-
-def ask_paired(variant: str, loop: str) -> dict[str, tuple[float, float]]:
-    """Return (ratio, A/A ratio) by route and number in flight, of a new process."""
-    arguments = [sys.executable, "-m", "benchmarks.paired", variant, loop, ",".join(map(str, IN_FLIGHT))]
-    done = subprocess.run(arguments, env=environ_of(variant), check=True, stdout=subprocess.PIPE)
-    found: dict[str, tuple[float, float]] = json.loads(done.stdout)
-    return found
-
-
-def wrk(variants: list[str], rounds: int) -> list[tuple[str, dict[str, str]]]:
-    """Measure the throughput of uvicorn with each variant; return a column of cells for each loop."""
-    return [(f"{loop}, wrk", throughput.measure(loop, variants, rounds)) for loop in LOOPS]
-
-
-def count(variants: list[str], _rounds: int) -> list[tuple[str, dict[str, str]]]:
-    """Count instructions; return one column of cells."""
-    return [("instructions", instructions.measure(variants))]
-
-
-PARTS = {"process": process, "paired": paired, "wrk": wrk, "instructions": count}
+PARTS: dict[str, Callable[[Plan], Iterator[Progress]]] = {
+    "process": in_process.measure,
+    "paired": paired.measure,
+    "wrk": throughput.measure,
+    "instructions": instructions.measure,
+}
 NEEDS = {"wrk": "wrk", "instructions": "valgrind"}
 
 
-def table(variants: list[str], columns: list[tuple[str, dict[str, str]]]) -> str:
-    """Return a Markdown table."""
-    lines = [
-        "| times the bare app | " + " | ".join(head for head, _ in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+def table(variants: Collection[str], columns: Columns) -> str:
+    """Return a Markdown table; a cell without a figure is empty."""
+    lines = ["| times the bare app | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for variant in variants:
-        cells = [cells[variant] if variant != "bare" else "1" for _, cells in columns]
+        cells = ["1" if variant == "bare" else cells.get(variant, "") for cells in columns.values()]
         lines.append(f"| {VARIANTS[variant]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def with_table(text: str, found: str) -> str:
+    """Return the text of the README with a new table between its two markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BenchmarkError(f"It has no lines {BEGIN.strip()} and {END.strip()} for the table to stand between.")
+    return before + begin + found + end + after
+
+
+def check_file(file: pathlib.Path) -> None:
+    """Raise where the table cannot be written into a file."""
+    try:
+        with file.open("r+") as opened:
+            with_table(opened.read(), "")
+    except (OSError, UnicodeDecodeError, BenchmarkError) as error:
+        raise BenchmarkError(f"--write cannot write the table into {file}: {error}") from error
+
+
+def check_variants(plan: Plan) -> None:
+    """Start every variant once and let it answer; raise with the reasons of those that do not."""
+    reasons = {}
+    with tempfile.TemporaryDirectory() as folder:
+        workers = {}
+        for variant in plan.variants:
+            with (pathlib.Path(folder) / variant).open("w") as errors:
+                workers[variant] = Worker(variant, plan.loops[0], errors)
+        for variant, worker in workers.items():
+            try:
+                for route in plan.effort.requests:
+                    worker.ask(route, 1, 1)
+            except BenchmarkError as error:
+                lines = (pathlib.Path(folder) / variant).read_text().strip().splitlines()
+                reasons[variant] = lines[-1] if lines else str(error)
+            worker.end()
+    if reasons:
+        found = "".join(f"\n  {variant}: {reason}" for variant, reason in reasons.items())
+        raise BenchmarkError(f"Nothing was measured, as these variants do not run:{found}\nSee --variants.")
+
+
+def options_of(arguments: list[str] | None) -> tuple[Plan, list[str], pathlib.Path | None]:
+    """Return what to measure, by which parts, and the file to write into. Exit where an option is wrong."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--rounds", type=int, default=15, help="rounds whose median is taken, each in new processes (15)"
+        "--rounds",
+        type=int,
+        default=15,
+        metavar="N",
+        help="rounds whose median is taken, each in new processes (15)",
     )
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="which to measure, bare first (all)")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)} (all)")
-    parser.add_argument("--write", action="store_true", help="write the table into the README")
-    options = parser.parse_args()
-    variants, parts = options.variants.split(","), options.parts.split(",")
-    if set(variants) - set(VARIANTS) or variants[0] != "bare" or options.rounds < 1:
-        parser.error(f"--variants takes 'bare' and then any of {', '.join(VARIANTS)}; --rounds at least 1")
-    if set(parts) - set(PARTS):
-        parser.error(f"--parts takes any of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--variants",
+        default=",".join(VARIANTS),
+        metavar="A,B",
+        help=f"bare first, and of {', '.join(VARIANTS)} (all)",
+    )
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help=f"of {', '.join(PARTS)} (all)")
+    parser.add_argument("--loops", default=",".join(LOOPS), metavar="A,B", help=f"of {', '.join(LOOPS)} (all)")
+    parser.add_argument(
+        "--in-flight", default=",".join(map(str, IN_FLIGHT)), metavar="N,M",
+        help="numbers of requests in flight, for process and paired (1,4,16,64)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="little work, to see that it runs; the figures mean nothing"
+    )
+    parser.add_argument(
+        "--write", nargs="?", type=pathlib.Path, const=README, metavar="FILE",
+        help="write the table between the two markers of a file (README.md)",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+
+    def some_of(option: str, given: str, known: Collection[str]) -> list[str]:
+        names = given.split(",")
+        if set(names) - set(known) or len(set(names)) < len(names):
+            parser.error(f"{option} takes any of {', '.join(known)}, each once, got {given!r}")
+        return names
+
+    variants = some_of("--variants", options.variants, VARIANTS)
+    parts = some_of("--parts", options.parts, PARTS)
+    loops = some_of("--loops", options.loops, LOOPS)
+    if variants[0] != "bare" or len(variants) == 1:
+        parser.error(f"--variants takes 'bare' and then at least one other, got {options.variants!r}")
+    if options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    in_flight = options.in_flight.split(",")
+    if not all(one.isdecimal() and int(one) for one in in_flight) or len(set(in_flight)) < len(in_flight):
+        parser.error(f"--in-flight takes numbers of 1 or more, each once, got {options.in_flight!r}")
+    if "paired" in parts and not set(variants) & set(paired.CAN_BE_PAIRED):
+        able = " or ".join(paired.CAN_BE_PAIRED)
+        parser.error(f"paired measures {able} only: name one in --variants, or leave paired out of --parts")
     for part in parts:
         if part in NEEDS and shutil.which(NEEDS[part]) is None:
             parser.error(f"{part} needs {NEEDS[part]}: apt-get install {NEEDS[part]}, or leave it out of --parts")
-    found = table(variants, [column for part in parts for column in PARTS[part](variants, options.rounds)])
-    print(found)
-    if options.write:
-        before, _, rest = README.read_text().partition(BEGIN)
-        README.write_text(before + BEGIN + found + END + rest.partition(END)[2])
+    if options.write and options.quick:
+        parser.error("--write takes figures that mean something: leave out --quick")
+    effort = QUICK if options.quick else FULL
+    plan = Plan(tuple(variants), options.rounds, tuple(loops), tuple(map(int, in_flight)), effort)
+    return plan, parts, options.write
+
+
+def run(plan: Plan, parts: list[str], columns: Columns) -> None:
+    """Run the parts; keep in ``columns`` what was measured so far, and print it as each round ends."""
+    for part in parts:
+        for done, so_far in PARTS[part](plan):
+            columns.update(so_far)
+            print(done, file=sys.stderr)
+            for heading, cells in so_far.items():
+                row = "  ".join(f"{variant} {cell}" for variant, cell in cells.items() if variant != "bare")
+                print(f"    {heading}: {row or 'nothing to compare yet'}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print the table; return the exit code."""
+    plan, parts, file = options_of(arguments)
+    raise_on_signals()
+    columns: Columns = {}
+    try:
+        if file is not None:
+            check_file(file)
+        check_variants(plan)
+        run(plan, parts, columns)
+        if file is not None:
+            file.write_text(with_table(file.read_text(), table(plan.variants, columns)))
+    except BenchmarkError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        finished = "The table holds the rounds that were finished." if columns else "No round was finished."
+        print(f"Interrupted by {interrupted}. {finished}", file=sys.stderr)
+        return interrupted.exit_code
+    finally:
+        end_all()
+        if columns:
+            print(table(plan.variants, columns), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

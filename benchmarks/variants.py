@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -25,6 +26,7 @@ VARIANTS = {
 
 
 OURS = {"compiled", "exporting", "pure"}
+"""loopwatch, with the compiled core but for ``pure``."""
 
 
 def environ_of(variant: str) -> dict[str, str]:
@@ -40,9 +42,14 @@ def bare_app(*, metrics: bool = False) -> FastAPI:
 
 
 def install(app: FastAPI, variant: str) -> LoopWatch:
-    """Have loopwatch measure the app, as one of its variants."""
+    """Have loopwatch measure the app, as one of its variants. Exit where the variant's core is not in use."""
     import loopwatch  # noqa: PLC0415 # only in these variants' processes
+    from loopwatch.hot import COMPILED  # noqa: PLC0415
 
+    if variant == "pure" and COMPILED:
+        sys.exit("pure needs LOOPWATCH_PURE=yes in the environment before loopwatch is imported.")
+    if variant != "pure" and not COMPILED:
+        sys.exit(f"{variant} needs the compiled core, which is not built here. Install a C compiler and reinstall.")
     if variant == "exporting":
         meter_provider()
     return loopwatch.install(app, loopwatch.Config(opentelemetry=variant == "exporting"))
@@ -50,6 +57,8 @@ def install(app: FastAPI, variant: str) -> LoopWatch:
 
 def build(variant: str) -> FastAPI:
     """Return the app of a variant, instrumented the way its documentation says."""
+    if variant not in VARIANTS:
+        sys.exit(f"There is no variant {variant!r}. There are {', '.join(VARIANTS)}.")
     app = bare_app(metrics=variant == "fastapi-otel")
     if variant in OURS:
         install(app, variant)
@@ -73,15 +82,18 @@ def build(variant: str) -> FastAPI:
 
 
 def routes(app: FastAPI) -> None:
-    """Add one route of each kind: a coroutine that suspends once, and a function for the thread pool."""
+    """Add one route of each kind: a coroutine that suspends once, and a function for the thread pool.
 
-    @app.get("/async/{item}")
-    async def suspends_once(item: int):
+    A return type alone would have FastAPI validate each response, which is not what is measured here.
+    """
+
+    @app.get("/async/{item}", response_model=None)
+    async def suspends_once(item: int) -> dict[str, int]:
         await asyncio.sleep(0)
         return {"item": item}
 
-    @app.get("/def/{item}")
-    def in_a_thread(item: int):
+    @app.get("/def/{item}", response_model=None)
+    def in_a_thread(item: int) -> dict[str, int]:
         return {"item": item}
 
 

@@ -54,11 +54,12 @@ async def requests(app: Any, path: str, count: int) -> None:
         await app(scope_for(path), receive, send)
 
 
-async def seconds_of(app: Any, route: str, in_flight: int, count: int) -> float:
-    """Return how long ``count`` requests of a route take, so many in flight."""
+async def seconds_per_request(app: Any, route: str, in_flight: int, count: int) -> float:
+    """Serve about ``count`` requests of a route, so many in flight, as many on each of them, and time that."""
+    each = max(1, count // in_flight)
     started = time.perf_counter()
-    await asyncio.gather(*(requests(app, f"/{route}/7", count // in_flight) for _ in range(in_flight)))
-    return time.perf_counter() - started
+    await asyncio.gather(*(requests(app, f"/{route}/7", each) for _ in range(in_flight)))
+    return (time.perf_counter() - started) / (each * in_flight)
 
 
 async def serve_parent(variant: str) -> None:
@@ -71,7 +72,7 @@ async def serve_parent(variant: str) -> None:
         route, in_flight, count = line.split()[0], *map(int, line.split()[1:])
         gc.collect()
         await asyncio.sleep(SETTLE_SECONDS)
-        print(await seconds_of(app, route, in_flight, count) / count * 1e6, flush=True)
+        print(await seconds_per_request(app, route, in_flight, count) * 1e6, flush=True)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,14 @@ PAGE = pathlib.Path(__file__).parent.parent / "docs" / "reference.md"
 
 def meanings() -> dict[str, str]:
     """Return what each setting means: the string that stands below it."""
-    (settings,) = (node for node in ast.parse(inspect.getsource(config.Config)).body)
-    body = settings.body  # type: ignore[attr-defined] # a class
-    return {
-        field.target.id: " ".join(text.value.value.split()).replace("``", "`")
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+    source = ast.parse(inspect.getsource(config.Config))
+    (settings,) = (node for node in source.body if isinstance(node, ast.ClassDef))
+    found = {}
+    for field, text in itertools.pairwise(settings.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
+                found[name] = " ".join(meaning.split()).replace("``", "`")
+    return found
 
 
 def table(*rows: Iterable[str]) -> str:
