@@ -1,11 +1,9 @@
-"""Who is woken, and when? Recording rules and alerts for Prometheus; each number is a parameter."""
+"""When is somebody woken, and what to do then? Recording rules and alerts; each number is a parameter."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-
-import yaml
 
 from dashboards.promql import (
     FLEET,
@@ -21,8 +19,37 @@ from dashboards.promql import (
 )
 from loopwatch import catalogue
 
-RUNBOOK = "dashboards/runbook.md"
-"""The runbook in this project. Give the address of your copy: whoever is woken wants to click on it."""
+REMEDIES = {
+    "LagHigh": (
+        "See the log of loopwatch: it names function, line and remedy of each stall. A call that blocks: declare "
+        "the route with `def`, or use an asynchronous client. Code that computes: use a process pool."
+    ),
+    "LoopSaturated": (
+        "If all processes are busy with computing, add workers or move work out of the event loop. If it is one "
+        "process, its connections or its work are unevenly shared. If `loop_blocked` is large, find the call that "
+        "blocks."
+    ),
+    "LoopStuck": (
+        "Save the stack (`py-spy dump --pid ...`) if the log of loopwatch lacks it, then restart that process. If "
+        "requests are answered after all, compare the clock of its machine with that of Prometheus."
+    ),
+    "RouteBlocksLoop": (
+        "Look up the line in the log of loopwatch. Declare the route with `def`, so that it runs in a thread, or "
+        "use an asynchronous client."
+    ),
+    "ThreadsQueueing": (
+        "If its work mostly waits, raise the pool's limit as far as the service behind it allows. If its work "
+        "computes, use processes. `watch.advice()` and the log of loopwatch say which of the two, and what size."
+    ),
+    "ThreadsExhausted": (
+        "Find what is slow behind the pool, a database or a service, and give its calls a timeout. If nothing ends "
+        "in the pool any more, the log of loopwatch has the stacks of its threads: restart the process."
+    ),
+    "StarvedByHost": (
+        "Raise the CPU limit of the container, run fewer workers per core, or move the app to another machine."
+    ),
+}
+"""What to do about each alert, in brief. The runbook has it at length."""
 
 LAG = "instance:loopwatch_loop_lag_seconds:p99"
 BUSY = "instance:loopwatch_loop_busy:ratio"
@@ -34,7 +61,7 @@ STARVED = "instance:loopwatch_loop_starved_seconds:rate"
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From when on somebody is told. Seconds, shares, seconds a second; durations as Prometheus writes them."""
+    """When alerts fire. Seconds, shares, seconds a second; durations as Prometheus writes them."""
 
     lag_warning: float = 0.1
     lag_critical: float = 0.5
@@ -54,22 +81,22 @@ class Thresholds:
     queue_for: str = "5m"
     exhausted_for: str = "10m"
     starved_for: str = "10m"
-    runbook: str = RUNBOOK
+    runbook: str = ""
+    """The address of the runbook's copy that the alerts link to; empty: they have no link, only what to do."""
 
 
 def _alert(
     name: str, expression: str, patience: str, severity: str, summary: str, description: str, runbook: str
 ) -> dict[str, Any]:
+    annotations = {"summary": summary, "description": description, "remedy": REMEDIES[name]}
+    if runbook:
+        annotations["runbook_url"] = f"{runbook}#loopwatch{name.lower()}"
     return {
         "alert": f"Loopwatch{name}",
         "expr": expression,
         "for": patience,
         "labels": {"severity": severity},
-        "annotations": {
-            "summary": summary,
-            "description": description,
-            "runbook_url": f"{runbook}#loopwatch{name.lower()}",
-        },
+        "annotations": annotations,
     }
 
 
@@ -134,7 +161,7 @@ def rules(thresholds: Thresholds) -> dict[str, Any]:
             "{{ $labels.http_route }} blocks the event loop",
             "Requests of {{ $labels.http_route }} ({{ $labels.job }}) hold the event loop of one process "
             "{{ $value | humanizePercentage }} of the time without computing, "
-            f"more than {t.route_blocks:.0%} for {t.route_blocks_for}. The log of loopwatch names the line.",
+            f"more than {t.route_blocks:.0%} for {t.route_blocks_for}.",
             t.runbook,
         ),
         _alert(
@@ -182,5 +209,7 @@ def rules(thresholds: Thresholds) -> dict[str, Any]:
 
 def text(thresholds: Thresholds) -> str:
     """Return the file that Prometheus loads."""
+    import yaml  # noqa: PLC0415 # the rules themselves can be had without it
+
     heading = "# Made by `python -m dashboards.build`, whose options set the thresholds: do not edit.\n"
     return heading + yaml.safe_dump(rules(thresholds), sort_keys=False, width=110, allow_unicode=True)

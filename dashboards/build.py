@@ -18,6 +18,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from dashboards import alerts, overview, panels, route
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from grafana_foundation_sdk.models.dashboard import Dashboard
 
 HERE = pathlib.Path(__file__).parent
@@ -52,6 +54,21 @@ def _amount(text: str) -> float:
     return value
 
 
+def _address(text: str) -> str:
+    if text and not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no address; give the one at which your copy of the runbook is served, such as "
+            "https://wiki.example.com/loopwatch"
+        )
+    return text
+
+
+def _kind(field: dataclasses.Field[str | float]) -> Callable[[str], str | float]:
+    if isinstance(field.default, float):
+        return _amount
+    return _address if field.name == "runbook" else _duration
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dashboards.build", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
@@ -60,10 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("thresholds")
     for field in dataclasses.fields(alerts.Thresholds):
-        kind = _amount if isinstance(field.default, float) else str if field.name == "runbook" else _duration
-        group.add_argument(
-            "--" + field.name.replace("_", "-"), type=kind, default=field.default, help="default: %(default)s"
+        says = (
+            "the address that alerts link to; default: no link"
+            if field.name == "runbook"
+            else "default: %(default)s"
         )
+        group.add_argument("--" + field.name.replace("_", "-"), type=_kind(field), default=field.default, help=says)
     return parser
 
 

@@ -68,6 +68,7 @@ def test_check_fails_where_a_file_differs_and_writes_nothing(tmp_path):
         (["--lag-warning", "much"], "invalid"),
         (["--window", "5 minutes"], "is no duration"),
         (["--colour", "red"], "unrecognized"),
+        (["--runbook", "dashboards/runbook.md"], "is no address"),
     ],
 )
 def test_a_bad_threshold_is_refused_in_plain_words(arguments, part, tmp_path):
@@ -121,15 +122,34 @@ def test_the_variables_and_links_are_there(name):
     assert [note["name"] for note in found["annotations"]["list"]] == ["Restarts", "Firing alerts"]
 
 
+def chapters():
+    return re.findall(r"^## (\w+)$", (FOLDER / "runbook.md").read_text(), re.MULTILINE)
+
+
+def alert_rules(thresholds):
+    return [rule for rule in rules(thresholds)["groups"][0]["rules"] if "alert" in rule]
+
+
 def test_each_alert_has_its_chapter_in_the_runbook():
-    headings = re.findall(r"^## (\w+)$", (FOLDER / "runbook.md").read_text(), re.MULTILINE)
-    alerts = [rule for rule in rules(Thresholds())["groups"][0]["rules"] if "alert" in rule]
-    assert set(headings) == {rule["alert"] for rule in alerts}
-    for rule in alerts:
+    assert set(chapters()) == {rule["alert"] for rule in alert_rules(Thresholds())}
+    for rule in alert_rules(Thresholds()):
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
-        notes = rule["annotations"]
-        assert notes["runbook_url"] == f"dashboards/runbook.md#{rule['alert'].lower()}"
-        assert "$value" in notes["description"]
+        assert "$value" in rule["annotations"]["description"]
+
+
+def test_each_alert_says_what_to_do_and_has_no_link_that_leads_nowhere():
+    for rule in alert_rules(Thresholds()):
+        assert rule["annotations"]["remedy"].endswith("."), rule["alert"]
+        assert "runbook_url" not in rule["annotations"]
+    assert "runbook" not in (FOLDER / "alerts.yml").read_text()
+
+
+def test_alerts_link_to_the_chapter_of_a_runbook_whose_address_is_given(tmp_path):
+    address = "https://wiki.example.com/loopwatch"
+    assert run_build("--to", str(tmp_path), "--runbook", address).returncode == 0
+    rules_of_file = yaml.safe_load((tmp_path / "alerts.yml").read_text())["groups"][0]["rules"]
+    links = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules_of_file if "alert" in rule}
+    assert links == {alert: f"{address}#{alert.lower()}" for alert in chapters()}
 
 
 def test_each_threshold_on_time_is_a_bound_of_the_histograms():

@@ -102,6 +102,6 @@ def test_a_blocking_route_is_told_by_name_and_resolved_when_it_is_over(tmp_path)
             assert alert["labels"]["severity"] == "warning"
             assert alert["annotations"]["summary"] == f"{ROUTE} blocks the event loop"
             assert "% of the time" in alert["annotations"]["description"]
-            assert alert["annotations"]["runbook_url"].endswith("#loopwatchrouteblocksloop")
+            assert "Declare the route with `def`" in alert["annotations"]["remedy"]
             assert told("resolved") == []
             wait_until(lambda: told("resolved"), "its end", 60)
