@@ -1,0 +1,309 @@
+"""Each command of the repository runs, with as little work as shows that; the examples have tests of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import overhead
+from tests.prometheus import installed
+from tests.serving import ROOT, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.once]
+
+PATIENCE_SECONDS = 150
+BENCH = [sys.executable, "-m", "benchmarks.overhead"]
+SMALL = ["--rounds", "1", "--quick", "--in-flight", "1", "--loops", "asyncio"]
+ENDLESS = ["--rounds", "1000", *SMALL[2:]]
+OURS = "compiled" if importlib.util.find_spec("loopwatch._core") else "pure"
+FASTEST = f"bare,{OURS}"
+
+
+def command(*arguments, env=None, code=0):
+    """Run a command to its end; return what it printed. Fail where its exit code is another one."""
+    try:
+        done = subprocess.run(
+            arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
+            env={**os.environ, **(env or {})},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        pytest.fail(f"{' '.join(arguments)} did not end within {PATIENCE_SECONDS} s: {late.stderr}")
+    assert done.returncode == code, (
+        f"{' '.join(arguments)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+    )
+    return done
+
+
+def figures_of(text):
+    """Return the cells of a printed table, by heading and then by what stands before them."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert rows, f"no table was printed:\n{text}"
+    (_, *headings), _, *lines = rows
+    return {heading: {line[0]: line[place] for line in lines} for place, heading in enumerate(headings, 1)}
+
+
+def check_figures(text, headings, variants):
+    """Check that a table has just these columns and rows; return its figures by heading and variant."""
+    columns = figures_of(text)
+    assert list(columns) == headings
+    names = {overhead.VARIANTS[variant]: variant for variant in variants.split(",")}
+    assert all(list(cells) == list(names) for cells in columns.values())
+    figures = {
+        heading: {names[name]: float(re.match(r"\d+(\.\d+)?", cell)[0]) for name, cell in cells.items()}
+        for heading, cells in columns.items()
+    }
+    assert all(figure > 0 for cells in figures.values() for figure in cells.values())
+    return figures
+
+
+def test_bench_process():
+    variants = f"bare,again,{OURS}"
+    done = command(*BENCH, *SMALL, "--parts", "process", "--variants", variants)
+    check_figures(done.stdout, ["asyncio, `async`", "asyncio, `def`"], variants)
+    assert "asyncio: round 1 of 1\n" in done.stderr
+
+
+def test_bench_paired_on_both_loops():
+    variants = f"bare,again,{OURS}"
+    done = command(*BENCH, *SMALL[:-2], "--parts", "paired", "--variants", variants)
+    headings = [f"{loop}, `{route}`, one process" for loop in ("asyncio", "uvloop") for route in ("async", "def")]
+    check_figures(done.stdout, headings, variants)
+
+
+def test_bench_wrk():
+    installed("wrk", "wrk")
+    done = command(*BENCH, *SMALL, "--parts", "wrk", "--variants", FASTEST)
+    check_figures(done.stdout, ["asyncio, wrk"], FASTEST)
+
+
+@pytest.mark.timeout(PATIENCE_SECONDS + 30)
+def test_bench_instructions_counts_more_of_them_with_loopwatch_than_without():
+    installed("valgrind", "valgrind")
+    done = command(*BENCH, *SMALL, "--parts", "instructions", "--variants", FASTEST)
+    (cells,) = check_figures(done.stdout, ["instructions"], FASTEST).values()
+    assert cells[OURS] > cells["bare"] == 1
+
+
+def test_bench_writes_the_table_between_the_markers(tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text(f"before\n{overhead.BEGIN}old\n{overhead.END}after\n")
+    options = ["--rounds", "1", *SMALL[3:], "--parts", "process", "--variants", FASTEST, "--write", str(file)]
+    done = command(*BENCH, *options)
+    table = done.stdout.removesuffix("\n")
+    assert file.read_text() == f"before\n{overhead.BEGIN}{table}{overhead.END}after\n"
+    check_figures(file.read_text(), ["asyncio, `async`", "asyncio, `def`"], FASTEST)
+
+
+def test_bench_refuses_a_file_without_markers_before_it_starts_anything(tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text("no markers")
+    done = command(*BENCH, "--parts", "process", "--variants", FASTEST, "--write", str(file), code=1)
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"--write cannot write the table into {file}: It has no lines <!-- benchmark --> and "
+        "<!-- end of benchmark --> for the table to stand between.\n"
+    )
+
+
+@pytest.fixture
+def without(tmp_path):
+    """Return the environment of a Python where a module cannot be imported."""
+
+    def environ(module):
+        (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{module!r}] = None\n")
+        return {"PYTHONPATH": str(tmp_path)}
+
+    return environ
+
+
+def test_bench_names_each_variant_that_does_not_run_before_it_measures(without):
+    done = command(*BENCH, "--parts", "process", "--variants", f"{FASTEST},aiocop", env=without("aiocop"), code=1)
+    assert done.stdout == ""
+    assert "Nothing was measured, as these variants do not run:\n  aiocop: ModuleNotFoundError:" in done.stderr
+    assert f"  {OURS}:" not in done.stderr
+    assert "round" not in done.stderr
+
+
+@pytest.mark.parametrize("variant", ["compiled", "exporting"])
+def test_bench_does_not_measure_the_plain_core_as_the_compiled_one(variant, without):
+    env = without("loopwatch._core")
+    done = command(*BENCH, "--parts", "process", "--variants", f"bare,pure,{variant}", env=env, code=1)
+    assert done.stdout == ""
+    assert f"  {variant}: {variant} needs the compiled core, which is not built here." in done.stderr
+    assert "  pure:" not in done.stderr
+
+
+def test_soak():
+    done = command(sys.executable, "-m", "benchmarks.soak", "--requests", "1000", "--variant", OURS)
+    *_, last, grown = done.stdout.splitlines()
+    assert last.startswith("     1000 requests: ")
+    assert re.fullmatch(r"grown by -?\d+ KB after the first tenth", grown)
+
+
+def test_soak_does_not_serve_the_plain_core_as_the_compiled_one(without):
+    soak = [sys.executable, "-m", "benchmarks.soak", "--requests", "1000"]
+    done = command(*soak, env=without("loopwatch._core"), code=1)
+    assert (done.stdout, done.stderr.partition(".")[0]) == (
+        "",
+        "compiled needs the compiled core, which is not built here",
+    )
+    command(*soak, "--variant", "pure")  # whatever core this environment chooses
+
+
+def test_selftest():
+    selftest = [sys.executable, "-m", "loopwatch", "selftest"]
+    for _ in range(2):  # a machine without a CPU to spare is taken for a loop that was held longer
+        with contextlib.suppress(AssertionError):
+            command(*selftest)
+            return
+    command(*selftest)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-m", "dashboards.build", "--check"], ["scripts/reference.py", "--check"]], ids=lambda a: a[-2]
+)
+def test_generated_files_are_what_their_command_makes(arguments):
+    command(sys.executable, *arguments)
+
+
+def test_reference_notices_a_page_that_differs(monkeypatch, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    monkeypatch.setattr(reference, "PAGE", tmp_path / "reference.md")
+    monkeypatch.setattr(sys, "argv", ["reference.py"])
+    assert reference.main() == 0
+    monkeypatch.setattr(sys, "argv", ["reference.py", "--check"])
+    assert reference.main() == 0
+    reference.PAGE.write_text(reference.PAGE.read_text().replace("stall", "stale", 1))
+    assert reference.main() == 1
+    assert "run python scripts/reference.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (BENCH[1:], ["--rounds", "--variants", "--parts", "--loops", "--in-flight", "--quick", "--write"]),
+        (["-m", "benchmarks.soak"], ["--requests", "--loop", "--variant"]),
+        (["-m", "loopwatch"], ["selftest", "run"]),
+        (["-m", "dashboards.build"], ["--check"]),
+        (["scripts/reference.py"], ["--check"]),
+    ],
+    ids=lambda value: value[-1],
+)
+def test_help_names_every_option(arguments, options):
+    printed = command(sys.executable, *arguments, "--help").stdout
+    for option in options:
+        assert re.search(rf"^  (-h, )?{option}\b|\{{.*{option}", printed, re.MULTILINE), printed
+
+
+class Running:
+    """A benchmark that would go on for hours, and what it printed so far."""
+
+    def __init__(self, process, out, err):
+        self.process, self._out, self._err = process, out, err
+
+    @property
+    def printed(self):
+        return self._err.read_text()
+
+    @property
+    def table(self):
+        return self._out.read_text()
+
+    def children(self):
+        tasks = pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+    def wait_for_children(self, count):
+        return wait_until(
+            lambda: (found := self.children()) and len(found) >= count and found,
+            f"{count} processes of the benchmark; it printed {self.printed}",
+        )
+
+    def wait_for_round(self):
+        wait_until(lambda: "round 1 of 1000" in self.printed, f"the first round; it printed {self.printed}", 60)
+
+    def wait_for_end(self):
+        try:
+            return self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the benchmark went on; it printed {self.printed}")
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """Start a benchmark that would go on for hours; end it after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(part):
+            out, err = tmp_path / "out", tmp_path / "err"
+            # A shell that runs the tests in the background has them ignore Ctrl-C, and all that they start.
+            arguments = ["env", "--default-signal=INT,TERM,HUP", *BENCH, *ENDLESS, "--parts", part, "--variants"]
+            with out.open("w") as stdout, err.open("w") as stderr:
+                process = subprocess.Popen([*arguments, FASTEST], cwd=ROOT, stdout=stdout, stderr=stderr)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return Running(process, out, err)
+
+        yield start
+
+
+def is_there(pid):
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize(
+    ("part", "number", "processes", "headings"),
+    [
+        ("process", signal.SIGINT, 2, ["asyncio, `async`", "asyncio, `def`"]),
+        ("paired", signal.SIGHUP, 1, ["asyncio, `async`, one process", "asyncio, `def`, one process"]),
+        ("wrk", signal.SIGTERM, 3, ["asyncio, wrk"]),
+    ],
+)
+def test_interrupted_bench_prints_what_it_has_and_leaves_no_process(part, number, processes, headings, endless):
+    if part == "wrk":
+        installed("wrk", "wrk")
+    bench = endless(part)
+    bench.wait_for_round()
+    children = bench.wait_for_children(processes)
+    bench.process.send_signal(number)
+    assert bench.wait_for_end() == 128 + number
+    assert [pid for pid in children if is_there(pid)] == []
+    columns = figures_of(bench.table)
+    assert list(columns) == headings
+    assert all(float(cells[overhead.VARIANTS[OURS]].split()[0]) > 0 for cells in columns.values())
+    assert bench.printed.endswith(f"Interrupted by {number.name}. The table holds the rounds that were finished.\n")
+
+
+def test_bench_that_is_interrupted_before_the_first_round_says_that_it_has_nothing(endless):
+    bench = endless("process")
+    children = bench.wait_for_children(2)
+    for _ in range(3):  # somebody in a hurry
+        bench.process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert bench.wait_for_end() == 128 + signal.SIGINT
+    assert [pid for pid in children if is_there(pid)] == []
+    assert (bench.table, bench.printed) == ("", "Interrupted by SIGINT. No round was finished.\n")
+
+
+def test_bench_whose_worker_dies_prints_what_it_has(endless):
+    bench = endless("process")
+    bench.wait_for_round()
+    first, second = bench.wait_for_children(2)[:2]
+    os.kill(second, signal.SIGKILL)
+    assert bench.wait_for_end() == 1
+    assert not is_there(first)
+    assert figures_of(bench.table)
+    assert re.search(r"The process of the variant '\w+' ended\. Its output stands above\.\n$", bench.printed)
