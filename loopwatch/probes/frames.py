@@ -7,13 +7,13 @@ each place. Watcher thread.
 
 from __future__ import annotations
 
-import ast
 import builtins
+import dis
 import inspect
-import itertools
 import linecache
 import os
 import pathlib
+import re
 import sys
 import sysconfig
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -45,7 +45,15 @@ _LOOPS = tuple(
     for name in names
 )
 
+_CALLS = ("CALL", "CALL_KW", "CALL_FUNCTION_EX", "PRECALL")
+_AWAITS = ("SEND", "YIELD_VALUE", "RESUME")
+_WITH = ("BEFORE_WITH", "BEFORE_ASYNC_WITH")
+_DOTTED = re.compile(r"[^\W\d]\w*(\s*\.\s*[^\W\d]\w*)*")
+_METHOD = re.compile(r"\.\s*([^\W\d]\w*)$")
 _UNKNOWN = object()
+
+_Place = tuple[int | None, int | None, int | None, int | None]
+"""Of some source: its first and last line, the first column and the one after the last, in bytes."""
 
 
 class Line(NamedTuple):
@@ -149,74 +157,109 @@ def _shown(filename: str) -> str:
 
 
 def call_in(frame: FrameType, instruction: int) -> str:
-    """Return the name of what a frame calls: ``time.sleep``, ``sqlite3.Cursor.execute``; ``""`` if nothing."""
-    expression = _expression_at(frame.f_code, instruction)
-    if isinstance(expression, ast.Await):
-        expression = expression.value
-    if isinstance(expression, ast.Call):
-        return _name_of(expression.func, frame)
-    if isinstance(expression, ast.Name | ast.Attribute):  # with lock: ...
-        found = _find(expression, frame)
-        return "" if found is _UNKNOWN else _type_name(found)
-    return ""
+    """Return the name of what a frame calls: ``time.sleep``, ``sqlite3.Cursor.execute``; ``""`` if nothing.
+
+    The compiler has noted which part of the source each instruction belongs to, so no source is parsed: in
+    CPython 3.11 up to 3.11.7, that would raise a ``SystemError`` in a thread of the app's that parses meanwhile.
+    """
+    code, index = frame.f_code, instruction // 2
+    places, names = list(code.co_positions()), [dis.opname[each] for each in code.co_code[::2]]
+    index = _at_or_before(names, index)  # where a Python function is called, CPython 3.11 is past the caches
+    if names[index] in _WITH:
+        index = _at_or_before(names, index - 1)  # what makes the context manager
+    whole = places[index]
+    if names[index] in _AWAITS:
+        index = _last_call(places, names, index, whole)
+    if names[index] in _CALLS:
+        return _name_of(_source(code, _called(places, places[index])), frame)
+    expression = _names_in(_source(code, whole))  # with lock: ...
+    found = _find(expression, frame) if expression else _UNKNOWN
+    return "" if found is _UNKNOWN else _type_name(found)
 
 
-def _expression_at(code: CodeType, instruction: int) -> ast.expr | None:
-    """Parse the part of the source that an instruction belongs to."""
-    position = next(itertools.islice(code.co_positions(), instruction // 2, None), None)
-    if position is None:
-        return None
-    first, last, start, end = position
+def _at_or_before(names: list[str], index: int) -> int:
+    """Return the index of the nearest instruction that is none of the caches, which lie between."""
+    while names[index] == "CACHE":
+        index -= 1
+    return index
+
+
+def _last_call(places: list[_Place], names: list[str], before: int, whole: _Place) -> int:
+    """Return the index of the call that makes what is awaited, or that of the awaiting if none does."""
+    calls = (each for each in range(before) if names[each] in _CALLS and places[each][1::2] == whole[1::2])
+    return next((each for each in calls if places[each] != whole), before)
+
+
+def _called(places: list[_Place], call: _Place) -> _Place:
+    """Return the place of what is called: of the expressions that begin where the call does, the next longest."""
+    first, last, start, end = call
     if first is None or last is None or start is None or end is None:
-        return None
+        return call
+    parts = [
+        (to_line, to)
+        for line, to_line, column, to in places
+        if (line, column) == (first, start)
+        and to_line is not None
+        and to is not None
+        and (to_line, to) < (last, end)
+    ]
+    to_line, to = max(parts, default=(first, start))
+    return first, to_line, start, to
+
+
+def _source(code: CodeType, place: _Place) -> str:
+    """Return a part of the source, ``""`` where it is not known."""
+    first, last, start, end = place
+    if first is None or last is None or start is None or end is None:
+        return ""
     lines = [linecache.getline(code.co_filename, line).encode() for line in range(first, last + 1)]
     lines[-1] = lines[-1][:end]
     lines[0] = lines[0][start:]
-    text = b"".join(lines)
-    try:
-        return ast.parse(b"(" + text + b"\n)", mode="eval").body
-    except SyntaxError:
-        statement = ast.parse(text).body[0]  # of ``with`` the whole statement is told
-        return statement.items[0].context_expr if isinstance(statement, ast.With | ast.AsyncWith) else None
+    return b"".join(lines).decode(errors="replace")
 
 
-def _name_of(called: ast.expr, frame: FrameType) -> str:
+def _names_in(source: str) -> list[str]:
+    """Return the names of an expression like ``self.session.get``; none if it is anything else."""
+    return re.split(r"\s*\.\s*", source) if _DOTTED.fullmatch(source) else []
+
+
+def _name_of(called: str, frame: FrameType) -> str:
     """Return the name of what an expression stands for, by its own module where it is a function or class."""
-    if isinstance(called, ast.Attribute):
-        owner = _find(called.value, frame)
+    names = _names_in(called)
+    if not names:  # what a call returns, say: its method is known all the same
+        method = _METHOD.search(called)
+        return method[1] if method else ""
+    *owners, attribute = names
+    if owners:
+        owner = _find(owners, frame)
         if isinstance(owner, ModuleType):
-            return f"{owner.__name__}.{called.attr}"
+            return f"{owner.__name__}.{attribute}"
         if owner is _UNKNOWN:
-            return ast.unparse(called) if _is_dotted(called) else called.attr
-        kind = owner if isinstance(owner, type) else type(owner)
-        return f"{_full_name(kind)}.{called.attr}"
-    found = _find(called, frame)
+            return ".".join(names)
+        return f"{_full_name(owner if isinstance(owner, type) else type(owner))}.{attribute}"
+    found = _find(names, frame)
     if found is _UNKNOWN:
-        return called.id if isinstance(called, ast.Name) else ""
+        return attribute
     return _full_name(found) or _type_name(found)
 
 
-def _is_dotted(expression: ast.expr) -> bool:
-    while isinstance(expression, ast.Attribute):
-        expression = expression.value
-    return isinstance(expression, ast.Name)
-
-
-def _find(expression: ast.expr, frame: FrameType) -> Any:
-    """Return the object that a name or a chain of attributes stands for, without running any code of its own."""
-    if isinstance(expression, ast.Name):
-        code = frame.f_code
-        if expression.id in code.co_varnames or expression.id in code.co_freevars + code.co_cellvars:
-            return frame.f_locals.get(expression.id, _UNKNOWN)
-        return frame.f_globals.get(expression.id, vars(builtins).get(expression.id, _UNKNOWN))
-    if isinstance(expression, ast.Attribute):
-        owner = _find(expression.value, frame)
-        if owner is _UNKNOWN:
-            return _UNKNOWN
-        if isinstance(owner, ModuleType):
-            return vars(owner).get(expression.attr, _UNKNOWN)
-        return _attribute_of(owner, expression.attr)
-    return _UNKNOWN
+def _find(names: list[str], frame: FrameType) -> Any:
+    """Return the object that a name and its attributes stand for, without running any code of its own."""
+    name, *attributes = names
+    code = frame.f_code
+    if name in code.co_varnames or name in code.co_freevars + code.co_cellvars:
+        found = frame.f_locals.get(name, _UNKNOWN)
+    else:
+        found = frame.f_globals.get(name, vars(builtins).get(name, _UNKNOWN))
+    for attribute in attributes:
+        if found is _UNKNOWN:
+            break
+        found = (
+            vars(found).get(attribute, _UNKNOWN)
+            if isinstance(found, ModuleType)
+            else _attribute_of(found, attribute)
+        )
+    return found
 
 
 def _attribute_of(owner: Any, name: str) -> Any:

@@ -14,7 +14,7 @@ from time import sleep as alias
 
 import pytest
 
-from loopwatch.probes.frames import Sampler, is_app
+from loopwatch.probes.frames import Sampler, call_in, is_app
 from tests.dictionaries import has_dictionary
 
 SECONDS = 0.3
@@ -173,3 +173,61 @@ def test_a_statement_of_a_local_connection_is_known_by_its_type():
     sample = at(query)
     assert sample.culprit.function.endswith("<lambda>")  # it is the app's own code that sleeps
     assert any(line.function.endswith("query") for line in sample.stack)
+
+
+async def slow():
+    time.sleep(SECONDS)
+
+
+async def awaits_a_call():
+    await slow()
+
+
+def method_of_a_result():
+    with contextlib.suppress(queue.Empty):
+        (Holder() or None).waiting.get(timeout=SECONDS)
+
+
+class Enters:
+    def __enter__(self):
+        time.sleep(SECONDS)
+
+    def __exit__(self, *_):
+        pass
+
+
+def calls_in_a_with():
+    with Enters():
+        pass
+
+
+def places_of(function):
+    """Return the frames of a function that stands still, by name: outer ones that call are among them."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    time.sleep(SECONDS / 2)
+    frame, found = sys._current_frames()[thread.ident], {}
+    while frame is not None:
+        found[frame.f_code.co_name] = call_in(frame, frame.f_lasti)
+        frame = frame.f_back
+    thread.join()
+    return found
+
+
+def test_outer_lines_call_what_they_call():
+    def runs():
+        with contextlib.suppress(StopIteration):
+            awaits_a_call().send(None)
+
+    here = __name__
+    assert places_of(runs)["awaits_a_call"] == f"{here}.slow"
+    assert places_of(method_of_a_result)["method_of_a_result"] == "get"
+    assert places_of(calls_in_a_with)["calls_in_a_with"] == f"{here}.Enters"
+
+
+def test_no_source_is_parsed():
+    """In CPython 3.11 up to 3.11.7 that raises an error in a thread of the app's that parses at the same time."""
+    parsed = []
+    sys.addaudithook(lambda event, _: parsed.append(event) if event == "compile" else None)
+    assert at(over_several_lines).call == "time.sleep"
+    assert parsed == []
