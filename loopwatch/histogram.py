@@ -33,7 +33,7 @@ class LagHistogram:
     The count is in virtual arrivals, so that ``histogram_quantile`` works unchanged.
     """
 
-    __slots__ = ("_bounds", "_bounds_ns", "_lengths", "_periods", "_squares")
+    __slots__ = ("_bounds", "_bounds_ns", "_lengths", "_longest", "_periods", "_squares")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
@@ -41,6 +41,7 @@ class LagHistogram:
         self._periods = [0] * (len(bounds) + 1)
         self._lengths = [0] * (len(bounds) + 1)
         self._squares = 0.0
+        self._longest = 0
 
     def add(self, busy_ns: int, periods: int = 1) -> None:
         """Add ``periods`` busy periods of ``busy_ns`` nanoseconds each."""
@@ -48,17 +49,22 @@ class LagHistogram:
         self._periods[bucket] += periods
         self._lengths[bucket] += busy_ns * periods
         self._squares += busy_ns * busy_ns * periods
+        self._longest = max(self._longest, busy_ns)
 
     def copy(self) -> LagHistogram:
         """Return a copy that a reader can work on while the original goes on."""
         copy = LagHistogram(self._bounds)
         copy._periods, copy._lengths, copy._squares = list(self._periods), list(self._lengths), self._squares
+        copy._longest = self._longest
         return copy
 
     def add_short(self, busy_ns: int, squares: float) -> None:
         """Add many periods at once, each within the first bucket: their total length and sum of squares."""
         self._lengths[0] += busy_ns
         self._squares += squares
+        self._longest = max(
+            self._longest, min(busy_ns, self._bounds_ns[0])
+        )  # which of them was longest is not known
 
     @property
     def total_ns(self) -> int:
@@ -85,4 +91,5 @@ class LagHistogram:
             counts.append(total - arrivals)
             arrivals, lower = total, upper
         lag_sum = squares / 2 / NANOSECONDS**2 * VIRTUAL_ARRIVALS_PER_SECOND
-        return HistogramReading(self._bounds, tuple(counts), lag_sum)
+        longest = max(self._longest, current_ns) / NANOSECONDS
+        return HistogramReading(self._bounds, tuple(counts), lag_sum, longest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -16,12 +17,14 @@ class HistogramReading:
     """A histogram with fixed buckets.
 
     ``bounds`` are upper bounds in seconds; ``counts`` has one entry more, for what lies above the last.
-    ``sum`` is in seconds.
+    ``sum`` is in seconds. No observation is above ``upper_limit`` seconds; it is infinite where the largest
+    observation is not known. The difference of two readings has that of the newer one.
     """
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     sum: float
+    upper_limit: float = math.inf
 
     @property
     def count(self) -> int:
@@ -33,24 +36,30 @@ class HistogramReading:
         return tuple(accumulate(self.counts))
 
     def quantile(self, q: float) -> float:
-        """Estimate the ``q``-quantile in seconds as PromQL's ``histogram_quantile`` does; 0.0 when empty."""
+        """Estimate the ``q``-quantile in seconds as PromQL's ``histogram_quantile`` does; 0.0 when empty.
+
+        PromQL assumes that observations reach up to the bound of their bucket. Here they end at ``upper_limit``, so
+        the estimate is never above the largest observation where that is known.
+        """
         cumulative = self.cumulative()
         rank = q * cumulative[-1]
         index = bisect_left(cumulative, rank)
         if not cumulative[-1] or index >= len(self.bounds):
-            return self.bounds[-1] if cumulative[-1] else 0.0
-        lower = self.bounds[index - 1] if index else 0.0
+            return min(self.bounds[-1], self.upper_limit) if cumulative[-1] else 0.0
+        upper = min(self.bounds[index], self.upper_limit)
+        lower = min(self.bounds[index - 1], upper) if index else 0.0
         below = cumulative[index - 1] if index else 0
         share = (rank - below) / self.counts[index] if self.counts[index] else 1.0
-        return lower + (self.bounds[index] - lower) * share
+        return lower + (upper - lower) * share
 
     def __add__(self, other: HistogramReading) -> HistogramReading:
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
-        return HistogramReading(self.bounds, counts, self.sum + other.sum)
+        upper_limit = max(self.upper_limit, other.upper_limit)
+        return HistogramReading(self.bounds, counts, self.sum + other.sum, upper_limit)
 
     def __sub__(self, older: HistogramReading) -> HistogramReading:
         counts = tuple(a - b for a, b in zip(self.counts, older.counts, strict=True))
-        return HistogramReading(self.bounds, counts, self.sum - older.sum)
+        return HistogramReading(self.bounds, counts, self.sum - older.sum, self.upper_limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,15 +285,30 @@ class Stall:
 
 
 @dataclass(frozen=True, slots=True)
+class Build:
+    """What measures: loopwatch's ``version``, its ``core``, the ``clock`` of the loop, and the version of ``python``.
+
+    ``core`` is ``compiled`` or ``plain``; ``clock`` is ``selector``, ``libuv`` or ``heartbeat``.
+    """
+
+    version: str
+    core: str
+    clock: str
+    python: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that one :class:`loopwatch.LoopWatch` has seen, at one moment.
 
     ``taken_at`` is Unix seconds. ``stall_durations`` maps a cause to a histogram, ``stall_times`` maps
     (route, method, cause) to seconds. ``victims`` maps (route, route that held the loop) to the seconds that the
-    first lost to the second. ``loop`` is ``None`` before the first loop was met or where its clock failed.
+    first lost to the second. ``loop`` is ``None`` before the first loop was met or where its clock failed; ``build``
+    is ``None`` while no loop is measured.
     """
 
     taken_at: float
+    build: Build | None = None
     loop: LoopReading | None = None
     routes: tuple[RouteReading, ...] = ()
     victims: Mapping[tuple[str, str], float] = field(default_factory=dict)

@@ -45,7 +45,7 @@ class Recorder:
         self._accounts: dict[tuple[str, str], Account] = {}
         self._routes: set[str] = set()
         self._victims: dict[tuple[str, str], int] = {}
-        self._stalls: dict[str, tuple[list[int], float]] = {}
+        self._stalls: dict[str, HistogramReading] = {}
         self._stall_times: dict[tuple[str, str, str], float] = {}
 
     def account(self, scope: Scope) -> tuple[Account, tuple[str, int] | None]:
@@ -68,20 +68,17 @@ class Recorder:
 
     def note_stall(self, stall: Stall) -> None:
         """Count a stall. Watcher thread only."""
-        counts, total = self._stalls.get(stall.cause, ([0] * (len(LATENCY_BUCKETS) + 1), 0.0))
-        counts = list(counts)
-        counts[bisect_left(LATENCY_BUCKETS, stall.duration)] += 1
-        self._stalls[stall.cause] = counts, total + stall.duration
+        counts = [0] * (len(LATENCY_BUCKETS) + 1)
+        counts[bisect_left(LATENCY_BUCKETS, stall.duration)] = 1
+        one = HistogramReading(LATENCY_BUCKETS, tuple(counts), stall.duration, stall.duration)
+        known = self._stalls.get(stall.cause)
+        self._stalls[stall.cause] = one if known is None else known + one
         key = stall.route or NO_REQUEST, stall.method or NO_REQUEST, stall.cause
         self._stall_times[key] = self._stall_times.get(key, 0.0) + stall.duration
 
     def read_stalls(self) -> tuple[dict[str, HistogramReading], dict[tuple[str, str, str], float]]:
         """Return a histogram for each cause, and seconds by route, method and cause. Any thread."""
-        durations = {
-            cause: HistogramReading(LATENCY_BUCKETS, tuple(counts), total)
-            for cause, (counts, total) in self._stalls.copy().items()
-        }
-        return durations, self._stall_times.copy()
+        return self._stalls.copy(), self._stall_times.copy()
 
     def read(self) -> tuple[RouteReading, ...]:
         """Return the reading of every account. Any thread."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from loopwatch.histogram import NANOSECONDS, LagHistogram
 from loopwatch.readings import HistogramReading
@@ -56,7 +58,10 @@ def test_many_short_periods_at_once_count_like_one_by_one():
     for _ in range(100):
         single.add(500_000)
     bulk.add_short(100 * 500_000, 100 * 500_000**2)
-    assert bulk.read(0) == single.read(0)
+    one_by_one, at_once = single.read(0), bulk.read(0)
+    assert (at_once.counts, at_once.sum) == (one_by_one.counts, one_by_one.sum)
+    assert one_by_one.upper_limit == 0.0005
+    assert at_once.upper_limit == BOUNDS[0]  # which of them was longest is not known
 
 
 def test_readings_add_and_subtract_bucket_by_bucket():
@@ -65,3 +70,54 @@ def test_readings_add_and_subtract_bucket_by_bucket():
     assert newer - older == HistogramReading(BOUNDS, (0, 0, 0, 1, 0), 0.75)
     assert newer - older + older == newer
     assert HistogramReading(BOUNDS, (0,) * 5, 0.0).quantile(0.5) == 0.0
+
+
+NANOSECONDS_UP_TO_TWO_SECONDS = strategies.integers(1, 2 * NANOSECONDS)
+SHARES = strategies.floats(0.0, 1.0)
+
+
+@hypothesis.given(
+    older=strategies.lists(NANOSECONDS_UP_TO_TWO_SECONDS, max_size=5),
+    newer=strategies.lists(NANOSECONDS_UP_TO_TWO_SECONDS, min_size=1, max_size=5),
+    current=strategies.integers(0, 2 * NANOSECONDS),
+    q=SHARES,
+)
+def test_no_quantile_is_above_the_longest_period_that_was_seen(older, newer, current, q):
+    histogram = LagHistogram(BOUNDS)
+    for length in older:
+        histogram.add(length)
+    before = histogram.read(0)
+    for length in newer:
+        histogram.add(length)
+    reading = histogram.copy().read(NANOSECONDS, current)
+    longest = max(*older, *newer, current) / NANOSECONDS
+    assert reading.quantile(q) <= longest
+    assert (reading - before).quantile(q) <= longest
+    assert (reading + before).quantile(q) <= longest
+    assert reading.quantile(q) <= reading.quantile(1.0)
+
+
+@hypothesis.given(
+    values=strategies.lists(strategies.floats(0.0001, 2.0), min_size=1, max_size=20), q=SHARES, p=SHARES
+)
+def test_an_upper_limit_moves_no_quantile_into_another_bucket(values, q, p):
+    """It only ends the interpolation earlier: without one the estimate is that of PromQL."""
+    counts = [0] * (len(BOUNDS) + 1)
+    for value in values:
+        counts[sum(bound < value for bound in BOUNDS)] += 1
+    unlimited = HistogramReading(BOUNDS, tuple(counts), sum(values))
+    limited = HistogramReading(BOUNDS, tuple(counts), sum(values), max(values))
+    assert limited.quantile(q) <= min(unlimited.quantile(q), max(values))
+    assert [bound < limited.quantile(q) for bound in BOUNDS[:-1]] == [
+        bound < unlimited.quantile(q) for bound in BOUNDS[:-1]
+    ]
+    low, high = sorted((p, q))
+    assert limited.quantile(low) <= limited.quantile(high)
+
+
+def test_a_quantile_is_exact_where_one_period_fills_its_bucket():
+    """460 ms of one period in 500 ms: by the bucket's bound alone the p99 was 496 ms."""
+    histogram = LagHistogram((0.25, 0.5))
+    histogram.add(460_000_000)
+    reading = histogram.read(idle_ns=40_000_000)
+    assert reading.quantile(0.99) == pytest.approx(0.455, abs=0.001)
