@@ -39,3 +39,9 @@ async def burns():
 def queues():
     """Runs in a worker thread, of which there are 40: the 41st request waits, and looks like a slow one."""
     time.sleep(0.5)
+
+
+@app.get("/advice")
+async def advice():
+    """What loopwatch advises for pools of threads. The log has it once an hour."""
+    return [str(one) for one in watch.advice()]

@@ -12,6 +12,7 @@ async def main():
             await asyncio.sleep(0.1)
             time.sleep(0.05)  # the mistake
         loop = watch.snapshot().loop
+    assert loop is not None  # it was measured
     print(f"busy {loop.utilization:.0%}, p99 lag {loop.lag.quantile(0.99) * 1000:.0f} ms", end=", ")
     print(f"worst {loop.lag_max * 1000:.0f} ms")
 

@@ -26,8 +26,8 @@ from fastapi.responses import StreamingResponse
 
 import loopwatch
 
-UPSTREAM = os.environ.get("GALLERY_UPSTREAM")
-POSTGRES = os.environ.get("GALLERY_POSTGRES")
+UPSTREAM = os.environ.get("GALLERY_UPSTREAM", "")
+POSTGRES = os.environ.get("GALLERY_POSTGRES", "")
 SECONDS = 0.2
 COMPUTING_SECONDS = 0.3
 EVIL, HARMLESS = r"(a+)+$", r"a+$"
@@ -84,8 +84,8 @@ async def lifespan(app):
     time.sleep(SECONDS)  # mistake: nothing else that starts on this loop gets to run
     gc.freeze()  # what lives as long as the app need not be looked at by every full collection
     # Ctrl-C is the server's to hear, which then shuts the processes down.
-    deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    app.state.processes = ProcessPoolExecutor(1, **deaf)
+    deaf = signal.SIGINT, signal.SIG_IGN
+    app.state.processes = ProcessPoolExecutor(1, initializer=signal.signal, initargs=deaf)
     await asyncio.get_running_loop().run_in_executor(app.state.processes, compute, 1)
     yield
     app.state.processes.shutdown()
