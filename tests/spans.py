@@ -27,12 +27,13 @@ class Spans:
     def servers(self):
         return [span for span in self.exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
 
-    async def some(self, count, seconds=3.0):
+    async def some(self, count, seconds=30.0):
         """Return the spans of requests once there are ``count``."""
         until = time.monotonic() + seconds
         while len(self.servers()) < count and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        assert len(self.servers()) == count
+        found = len(self.servers())
+        assert found == count, f"{found} spans of requests instead of {count}, after at most {seconds} s"
         return self.servers()
 
 

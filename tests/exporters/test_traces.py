@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import statistics
 import threading
 import time
+from typing import Any, NamedTuple
 
 import pytest
 from fastapi import FastAPI, WebSocket
@@ -26,11 +26,11 @@ from loopwatch.exporters.traces import TraceExporter
 from loopwatch.exporters.traces import exporter as exporting
 from loopwatch.exporters.traces.spans import EVENT, RequestSpan
 from loopwatch.exporters.traces.starts import SpanStarts
-from loopwatch.testing import block_loop
-from tests.quiet import quietest
+from loopwatch.testing import block_loop, burn_cpu
 from tests.requests import STATES, door_on, scope
 from tests.serving import wait_until
 from tests.spans import Spans, client_of, globally
+from tests.waiting import until
 
 ON = Config(opentelemetry=True)
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}
@@ -143,13 +143,43 @@ def seconds(span):
     return (span.end_time - span.start_time) / 1e9
 
 
-def near(truth):
-    return pytest.approx(truth, rel=0.05, abs=0.005)
+MARGIN_SECONDS = 0.002
+"""What the middlewares and the framework may do themselves between two clocks that should agree."""
+
+
+class Asked(NamedTuple):
+    """What a path answered, the seconds that this took, and those in which this thread computed meanwhile."""
+
+    answer: Any
+    took: float
+    computed: float
+
+    @property
+    def not_computed(self):
+        """The time in which this thread slept, or waited for a CPU: all that was blocked or waited for is in it."""
+        return self.took - self.computed
+
+
+async def ask(client, path):
+    started, computed = time.perf_counter(), time.thread_time()
+    response = await client.get(path)
+    return Asked(response.json(), time.perf_counter() - started, time.thread_time() - computed)
+
+
+def agree(span, reading, took):
+    """The states on a span are those of the request up to its end, or to that of the span if that is earlier."""
+    told = states(span)
+    (duration,) = (durations.sum for durations in reading.durations.values())
+    inside = sum(told.values())
+    assert min(seconds(span), duration) - MARGIN_SECONDS <= inside <= duration + 1e-6 <= took + 1e-6
+    for state in STATES:
+        assert 0.0 <= reading.seconds(state) - told[state] + 1e-6 <= duration - inside + 2e-6, state
 
 
 # --- states
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_the_span_tells_the_states_whoever_made_it(run, make, spans):
     async def main():
@@ -159,34 +189,22 @@ def test_the_span_tells_the_states_whoever_made_it(run, make, spans):
             await spans.some(1)
             spans.exporter.clear()
             before = watch.snapshot()
-            waited, took = await timed(client, "/wait")
+            asked = await ask(client, "/wait")
             (span,) = await spans.some(1)
-            return waited, took, span, watch.snapshot() - before, watch
+            return asked, span, watch.snapshot() - before, watch
 
-    waited, took, span, interval, watch = run(main)
+    asked, span, interval, watch = run(main)
     told = states(span)
-    assert told["await"] + told["loop_wait"] == near(waited)
-    reading = interval.route("/wait")
-    encloses(waited, told, reading, took)
-    for state in STATES:
-        assert told[state] == near(reading.seconds(state)), state
+    # What the handler measured begins and ends in a step, and a step may be held up.
+    in_steps = told["loop_cpu"] + told["loop_blocked"]
+    assert asked.answer - in_steps - MARGIN_SECONDS <= told["await"] + told["loop_wait"]
+    assert told["await"] + told["loop_wait"] <= asked.answer + MARGIN_SECONDS
+    agree(span, interval.route("/wait"), asked.took)
     assert stalls(span) == []
     assert watch.snapshot().dropped == {}
 
 
-async def timed(client, path):
-    """Return what a path answers, and the seconds that this took."""
-    started = time.perf_counter()
-    response = await client.get(path)
-    return response.json(), time.perf_counter() - started
-
-
-def encloses(truth, told, reading, took):
-    """The states are those of the request up to its end, or to that of its span if that is earlier."""
-    inside, duration = sum(told.values()), reading.durations["2xx"].sum
-    assert truth <= inside <= duration + 1e-6 <= took + 1e-6
-
-
+@pytest.mark.contended
 @pytest.mark.blocks
 @pytest.mark.parametrize(("path", "state"), [("/block?seconds=0.06", "loop_blocked"), ("/thread", "thread_wait")])
 def test_each_state_is_the_truth(run, make, spans, path, state):
@@ -194,37 +212,36 @@ def test_each_state_is_the_truth(run, make, spans, path, state):
         app, watch = make(Config(opentelemetry=True, stall_seconds=1.0))  # so that no span waits for a stall
         async with client_of(app) as client:
             await client.get("/wait")
+            await spans.some(1)
             spans.exporter.clear()
-            truth, took = await timed(client, path)
+            asked = await ask(client, path)
             (span,) = await spans.some(1)
-            return truth, took, span, watch.snapshot().route(path.partition("?")[0])
+            return asked, span, watch.snapshot().route(path.partition("?")[0])
 
-    def truth_and_told():
-        spans.exporter.clear()
-        truth, took, span, reading = run(main)
-        told = states(span)
-        encloses(truth, told, reading, took)
-        return truth, told[state], sum(told.values()) / reading.durations["2xx"].sum
-
-    truths, tolds, shares = zip(*quietest(truth_and_told, enough=1), strict=True)
-    assert statistics.median(tolds) == near(statistics.median(truths))
-    assert statistics.median(shares) == pytest.approx(1.0, rel=0.01)
+    asked, span, reading = run(main)
+    # A thread that waits for a CPU is blocked, too: so the truth is what was slept, and whatever was not computed.
+    assert asked.answer - MARGIN_SECONDS <= states(span)[state] <= asked.not_computed + MARGIN_SECONDS
+    agree(span, reading, asked.took)
 
 
+@pytest.mark.contended
 def test_a_handler_that_raises_has_its_states_told_too(run, make, spans):
     async def main():
         app, watch = make()
         async with client_of(app) as client:
+            started = time.perf_counter()
             assert (await client.get("/raise")).status_code == 500
+            took = time.perf_counter() - started
             (span,) = await spans.some(1)
-            return span, watch
+            return span, took, watch
 
-    span, watch = run(main)
-    assert states(span)["await"] == near(watch.snapshot().route("/raise").seconds("await"))
+    span, took, watch = run(main)
+    agree(span, watch.snapshot().route("/raise"), took)
     assert states(span)["await"] > 0.025  # uvloop counts in whole milliseconds, and may be early
     assert watch.snapshot().dropped == {}
 
 
+@pytest.mark.contended
 def test_the_states_of_a_websocket_session_are_the_sum_of_its_messages(run, spans):
     """The time in which it waits for messages is in none."""
 
@@ -232,45 +249,60 @@ def test_the_states_of_a_websocket_session_are_the_sum_of_its_messages(run, span
         app, watch = own()
         incoming: asyncio.Queue = asyncio.Queue()
         incoming.put_nowait({"type": "websocket.connect"})
-        sent = []
+        sent, waits = [], []
+
+        async def receive():
+            waits.append(-time.perf_counter())
+            message = await incoming.get()
+            waits[-1] += time.perf_counter()
+            return message
 
         async def send(message):
             sent.append(message["type"])
 
         session = asyncio.create_task(
-            app({"type": "websocket", "path": "/chat", "headers": [], "query_string": b""}, incoming.get, send)
+            app({"type": "websocket", "path": "/chat", "headers": [], "query_string": b""}, receive, send)
         )
-        for _ in range(2):
+        for number in range(2):
+            await until(lambda number=number: len(waits) == number + 2 and waits[-1] < 0, "the session to wait")
             await asyncio.sleep(0.1)
             incoming.put_nowait({"type": "websocket.receive", "text": "hello"})
         await session
         assert sent == ["websocket.accept", "websocket.close"]
-        return await spans.some(1), watch.snapshot().route("/chat", "WEBSOCKET")
+        return waits, await spans.some(1), watch.snapshot().route("/chat", "WEBSOCKET")
 
-    (span,), reading = run(main)
-    assert states(span)["await"] == near(reading.seconds("await"))
-    assert 0.099 < states(span)["await"] < seconds(span) - 0.14
+    waits, (span,), reading = run(main)
+    told = states(span)
+    for state in STATES:
+        assert told[state] == pytest.approx(reading.seconds(state), abs=MARGIN_SECONDS), state
+    assert sum(waits) > 0.195
+    # Both say how long the session waited for the loop after a message had come.
+    most = seconds(span) - sum(waits) + told["loop_wait"] + MARGIN_SECONDS
+    assert 0.099 < told["await"] <= sum(told.values()) <= most
 
 
 # --- stalls
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_stall_is_told_to_the_request_that_caused_it_and_to_one_that_suffered(run, make, spans):
     async def main():
         app, _ = make()
         async with warm_client_of(app, spans) as client:
+            began = time.perf_counter()
             _, blocked = await asyncio.gather(client.get("/wait"), client.get("/block"))
-            return blocked.json(), await spans.some(2)
+            took, answered = time.perf_counter() - began, time.time_ns()
+            return blocked.json(), took, answered, await spans.some(2)
 
-    blocked, found = run(main)
+    blocked, took, answered, found = run(main)
     (culprit,) = [span for span in found if states(span)["loop_blocked"] > 0.1]
     (victim,) = [span for span in found if span is not culprit]
     (caused,), (suffered,) = stalls(culprit), stalls(victim)
     told = caused.attributes
     assert (told["loopwatch.stall.role"], told["loopwatch.stall.cause"]) == ("caused", "blocking")
     assert told["loopwatch.stall.holder"] == "GET /block"
-    assert told["loopwatch.stall.duration"] == pytest.approx(blocked, abs=0.05)
+    assert blocked - 0.02 <= told["loopwatch.stall.duration"] <= took + 0.02
     assert told["code.function.name"] == "tests.exporters.test_traces.make_app.<locals>.block"
     assert told["code.file.path"] == "tests/exporters/test_traces.py"
     assert told["code.line.number"] == block_line()
@@ -278,9 +310,13 @@ def test_a_stall_is_told_to_the_request_that_caused_it_and_to_one_that_suffered(
     assert suffered.attributes["loopwatch.stall.role"] == "suffered"
     assert suffered.attributes["code.function.name"] == told["code.function.name"]
     assert "code.stacktrace" not in suffered.attributes  # it is on the span of who caused it
-    assert suffered.attributes["loopwatch.stall.waited"] == near(states(victim)["loop_wait"])
-    assert abs(caused.timestamp - culprit.start_time) < 50e6
-    assert culprit.end_time - culprit.start_time < 0.35e9  # not when the stall was told
+    # It was due after 50 ms, which began before the other blocked the loop.
+    waited = suffered.attributes["loopwatch.stall.waited"]
+    assert blocked - 0.05 - MARGIN_SECONDS <= waited <= states(victim)["loop_wait"] + MARGIN_SECONDS
+    ended = caused.timestamp / 1e9 + told["loopwatch.stall.duration"]
+    assert caused.timestamp / 1e9 <= culprit.end_time / 1e9 - blocked + 0.02
+    assert culprit.start_time / 1e9 + blocked - 0.02 <= ended
+    assert culprit.end_time <= answered  # not when the stall was told
 
 
 def block_line():
@@ -288,6 +324,7 @@ def block_line():
     return first + next(number for number, line in enumerate(lines) if "return block_loop(seconds)" in line)
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_stall_that_no_request_caused_is_told_to_victims_with_its_stack(run, spans):
     async def main():
@@ -304,6 +341,7 @@ def test_a_stall_that_no_request_caused_is_told_to_victims_with_its_stack(run, s
     assert "<lambda> (tests/exporters/test_traces.py" in suffered.attributes["code.stacktrace"]
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_request_that_sleeps_while_another_blocks_has_not_suffered(run, spans):
     async def main():
@@ -423,7 +461,7 @@ def test_a_span_waits_a_second_for_a_stall_that_is_never_told(exporter, spans):
     span = served(exporter, spans, held=0.05)
     span.end()
     asked = time.time_ns()
-    wait_until(spans.servers, "the span", seconds=5)
+    wait_until(spans.servers, "the span")
     (told,) = spans.servers()
     assert stalls(told) == []
     assert told.end_time <= asked
@@ -436,10 +474,12 @@ def test_a_stall_that_was_told_before_the_end_of_the_span_puts_nothing_off(expor
     assert len(stalls(spans.servers()[0])) == 1
 
 
-def test_a_stop_ends_what_was_put_off(exporter, spans):
+def test_a_stop_ends_what_was_put_off(exporter, spans, monkeypatch):
+    monkeypatch.setattr(exporting, "PATIENCE_SECONDS", 3600.0)
     served(exporter, spans, held=0.2).end()
+    assert spans.servers() == []
     exporter.stop()
-    wait_until(spans.servers, "the span", seconds=0.5)
+    wait_until(spans.servers, "the span")
     served(exporter, spans, held=0.2).end()
     assert len(spans.servers()) == 2
 
@@ -528,12 +568,13 @@ def test_where_nothing_is_recorded_nothing_is_done_or_kept(run, make):
 
 @pytest.mark.blocks
 def test_a_processor_that_fails_or_hangs_when_a_span_was_put_off_harms_no_request(run):
-    hang = threading.Event()
+    hangs, goes_on = threading.Event(), threading.Event()
 
     class Bad(SimpleSpanProcessor):
         def on_end(self, span):
             if span.kind is SpanKind.SERVER and stalls(span):
-                hang.wait(1.0)
+                hangs.set()
+                goes_on.wait(30)
                 raise OSError("theirs")
 
     spans = Spans(Bad(InMemorySpanExporter()))
@@ -544,19 +585,15 @@ def test_a_processor_that_fails_or_hangs_when_a_span_was_put_off_harms_no_reques
             await client.get("/wait")
             await asyncio.sleep(0.15)
             assert (await client.get("/block")).status_code == 200
-            await asyncio.sleep(0.2)  # it hangs now
-            started = time.perf_counter()
+            await until(hangs.is_set, "the processor")
             for _ in range(3):
                 assert (await client.get("/wait?seconds=0.001")).status_code == 200
-            took = time.perf_counter() - started
-            hang.set()
-            await asyncio.sleep(0.1)
-            return took, watch.snapshot().dropped
+            assert watch.snapshot().dropped == {}  # so it still hangs
+            goes_on.set()
+            return await until(lambda: watch.snapshot().dropped, "the failure")
 
     with globally(spans.provider):
-        took, dropped = run(main)
-    assert took < 0.5
-    assert dropped == {"traces": 1}
+        assert run(main) == {"traces": 1}
 
 
 @pytest.mark.parametrize("make_late", [own_inside, contrib_inside], ids=["own", "contrib"])
@@ -569,21 +606,22 @@ def test_a_provider_that_is_set_after_the_start_is_found(run, make_late):
             await client.get("/wait?seconds=0.001")
             before = watch.snapshot()
             trace.set_tracer_provider(spans.provider)
-            await client.get("/wait")
-            return await spans.some(1), (watch.snapshot() - before).route("/wait")
+            asked = await ask(client, "/wait")
+            return asked, await spans.some(1), (watch.snapshot() - before).route("/wait")
 
     with globally(None):
-        (span,), reading = run(main)
-    assert states(span)["await"] == near(reading.seconds("await"))
+        asked, (span,), reading = run(main)
+    agree(span, reading, asked.took)
 
 
-def test_nothing_is_kept_after_a_thousand_requests(run, spans):
+@pytest.mark.parametrize("requests", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_nothing_is_kept_after_many_requests(run, spans, requests):
     async def main():
         app, watch = own_inside()
         async with client_of(app) as client:
-            for _ in range(1000):
+            for _ in range(requests):
                 await client.get("/wait?seconds=0")
-            await spans.some(1000)  # one may have been put off
+            await spans.some(requests)  # one may have been put off
             return watch._traces.kept()
 
     assert run(main) == 0
@@ -627,9 +665,7 @@ def test_a_door_without_an_observer_tells_nobody_and_one_with_it_tells_all(run):
             door.observe(observer := Observer())
 
             async def work():
-                until = time.thread_time() + 0.05
-                while time.thread_time() < until:
-                    pass
+                burn_cpu(0.05)
 
             request = door.begin(scope(), None)
             await request.drive(work())
@@ -660,15 +696,16 @@ def test_what_the_observer_takes_at_the_beginning_is_no_time_of_the_request(run)
             await door.begin(scope(), None).drive(asyncio.sleep(0))
             return observer.told
 
-    assert run(main) < 0.1
+    assert run(main) < 0.2  # what it slept at least
 
 
 def test_where_nobody_makes_spans_requests_are_left_alone_until_somebody_does(monkeypatch):
     class Door:
-        observer = None
+        def __init__(self):
+            self.observers = []
 
         def observe(self, observer):
-            self.observer = observer
+            self.observers.append(observer)
 
     provider = TracerProvider()
     exporter = exporting.TraceExporter(0.1)
@@ -676,14 +713,14 @@ def test_where_nobody_makes_spans_requests_are_left_alone_until_somebody_does(mo
     monkeypatch.setattr(exporting.trace, "get_tracer_provider", lambda: None)
     exporter.start(door := Door(), None)
     try:
-        for _ in range(exporting._ENOUGH_WITHOUT):
-            assert door.observer is exporter
+        for number in range(exporting._ENOUGH_WITHOUT):
+            assert door.observers == [exporter], number
             exporter.begin(Request())
-        assert door.observer is None
-        wait_until(lambda: door.observer is exporter, "another look")
+        wait_until(lambda: len(door.observers) > 2, "another look")
+        assert door.observers == [exporter, None, exporter]
         with provider.get_tracer("test").start_as_current_span("request", kind=SpanKind.SERVER):
             exporter.begin(Request())
         assert exporter.kept() == 1
     finally:
         exporter.stop()
-    assert door.observer is None
+    assert door.observers[-1] is None
