@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import subprocess
@@ -83,9 +84,10 @@ def start(
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """End a process at once: none has anything to save."""
-    process.kill()
-    process.wait()
+    """End a process and all that it started, at once: none has anything to save."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):

@@ -10,6 +10,7 @@ import asyncio
 import os
 import pathlib
 import re
+import subprocess
 import sys
 import tempfile
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from benchmarks.worker import requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from fastapi import FastAPI
 
 MARK = "ctermid"
 """A function of the C library that only :func:`serve` calls. Valgrind writes down its count at each call."""
@@ -34,6 +37,7 @@ def executed(variant: str, warm_up: int, count: int) -> int:
         out = pathlib.Path(folder) / "callgrind"
         output_of(
             ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", f"--dump-before={MARK}", "-q",
+             "--instr-atstart=no",
              sys.executable, "-m", "benchmarks.instructions", variant, str(warm_up), str(count)],
             variant, PATIENCE_SECONDS, {"PYTHONHASHSEED": "0"},
         )  # fmt: skip
@@ -55,9 +59,20 @@ def measure(plan: Plan) -> Iterator[Progress]:
         yield Progress(f"{variant}: {per_request[variant]:.0f} instructions a request", {"instructions": cells})
 
 
-async def serve(variant: str, warm_up: int, count: int) -> None:
-    """Serve the requests that are not counted, and between two marks those that are."""
-    app = build(variant)
+def count_from_now_on() -> None:
+    """Have valgrind begin to count: with imports counted too, a process would take six times longer to start."""
+    command = ["vgdb", f"--pid={os.getpid()}", "instrumentation", "on"]
+    with tempfile.TemporaryFile("w+") as printed:
+        vgdb = subprocess.Popen(command, stdout=printed, stderr=printed)
+        while vgdb.poll() is None:  # not wait(): valgrind obeys only while this process executes something
+            pass
+        if vgdb.returncode != 0:
+            printed.seek(0)
+            sys.exit(f"{' '.join(command)} failed with {vgdb.returncode}: {printed.read()}")
+
+
+async def serve(app: FastAPI, warm_up: int, count: int) -> None:
+    """Serve the requests to warm up, and between two marks those that are counted."""
     await requests(app, "/async/7", warm_up)
     os.ctermid()
     await requests(app, "/async/7", count)
@@ -65,4 +80,6 @@ async def serve(variant: str, warm_up: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    built = build(sys.argv[1])
+    count_from_now_on()
+    asyncio.run(serve(built, int(sys.argv[2]), int(sys.argv[3])))

@@ -34,7 +34,8 @@ PARTS: dict[str, Callable[[Plan], Iterator[Progress]]] = {
     "wrk": throughput.measure,
     "instructions": instructions.measure,
 }
-NEEDS = {"wrk": "wrk", "instructions": "valgrind"}
+NEEDS = {"wrk": {"wrk": "wrk"}, "instructions": {"valgrind": "valgrind", "vgdb": "valgrind"}}
+"""The commands that a part calls, and the package of each."""
 
 
 def table(variants: Collection[str], columns: Columns) -> str:
@@ -136,8 +137,9 @@ def options_of(arguments: list[str] | None) -> tuple[Plan, list[str], pathlib.Pa
         able = " or ".join(paired.CAN_BE_PAIRED)
         parser.error(f"paired measures {able} only: name one in --variants, or leave paired out of --parts")
     for part in parts:
-        if part in NEEDS and shutil.which(NEEDS[part]) is None:
-            parser.error(f"{part} needs {NEEDS[part]}: apt-get install {NEEDS[part]}, or leave it out of --parts")
+        for binary, package in NEEDS.get(part, {}).items():
+            if shutil.which(binary) is None:
+                parser.error(f"{part} needs {binary}: apt-get install {package}, or leave {part} out of --parts")
     if options.write and options.quick:
         parser.error("--write takes figures that mean something: leave out --quick")
     effort = QUICK if options.quick else FULL

@@ -53,7 +53,10 @@ def test_missing_binary_is_named_before_anything_starts(part, binary, capsys, mo
     with pytest.raises(SystemExit) as refusal:
         overhead.main(["--parts", f"process,{part}"])
     assert refusal.value.code == 2
-    assert f"{part} needs {binary}: apt-get install {binary}, or leave it out of --parts" in capsys.readouterr().err
+    assert (
+        f"{part} needs {binary}: apt-get install {binary}, or leave {part} out of --parts"
+        in capsys.readouterr().err
+    )
 
 
 def test_table_replaces_only_what_stands_between_the_markers():

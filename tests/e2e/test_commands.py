@@ -30,17 +30,28 @@ FASTEST = f"bare,{OURS}"
 
 def command(*arguments, env=None, code=0):
     """Run a command to its end; return what it printed. Fail where its exit code is another one."""
+    environ = {**os.environ, **(env or {})}
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired as late:
+            pytest.fail(f"{' '.join(arguments)} did not end within {PATIENCE_SECONDS} s: {late.stderr}")
+        finally:
+            stop(process)
+    assert process.returncode == code, f"{' '.join(arguments)} ended with {process.returncode}\n{out}{err}"
+    return subprocess.CompletedProcess(arguments, code, out, err)
+
+
+def stop(process):
+    """End a process that goes on, and let it end what it started."""
+    process.terminate()
     try:
-        done = subprocess.run(
-            arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
-            env={**os.environ, **(env or {})},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as late:
-        pytest.fail(f"{' '.join(arguments)} did not end within {PATIENCE_SECONDS} s: {late.stderr}")
-    assert done.returncode == code, (
-        f"{' '.join(arguments)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
-    )
-    return done
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def figures_of(text):
@@ -85,7 +96,6 @@ def test_bench_wrk():
     check_figures(done.stdout, ["asyncio, wrk"], FASTEST)
 
 
-@pytest.mark.timeout(PATIENCE_SECONDS + 30)
 def test_bench_instructions_counts_more_of_them_with_loopwatch_than_without():
     installed("valgrind", "valgrind")
     done = command(*BENCH, *SMALL, "--parts", "instructions", "--variants", FASTEST)
@@ -251,8 +261,7 @@ def endless(tmp_path):
             arguments = ["env", "--default-signal=INT,TERM,HUP", *BENCH, *ENDLESS, "--parts", part, "--variants"]
             with out.open("w") as stdout, err.open("w") as stderr:
                 process = subprocess.Popen([*arguments, FASTEST], cwd=ROOT, stdout=stdout, stderr=stderr)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
+            stack.callback(stop, process)
             return Running(process, out, err)
 
         yield start
@@ -271,6 +280,7 @@ def is_there(pid):
         ("paired", signal.SIGHUP, 1, ["asyncio, `async`, one process", "asyncio, `def`, one process"]),
         ("wrk", signal.SIGTERM, 3, ["asyncio, wrk"]),
     ],
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_interrupted_bench_prints_what_it_has_and_leaves_no_process(part, number, processes, headings, endless):
     if part == "wrk":
