@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
-import statistics
 import sys
 import threading
 import time
@@ -22,7 +21,10 @@ from tests.requests import request_on, times
 
 @pytest.fixture
 def adopted(run):
-    """Run a coroutine function on behalf of a request; return its result and the request's times in seconds."""
+    """Run a coroutine function on behalf of a request; return its result and the request's times in seconds.
+
+    Among them is the time in which the thread did not compute: it slept, or waited for a CPU.
+    """
 
     def run_adopted(main, factory=None):
         async def driver():
@@ -37,7 +39,9 @@ def adopted(run):
                     booked.update(times(request))
                     return result
 
+                started, computed = time.perf_counter(), time.thread_time()
                 result = await request.drive(work())
+                booked["not computed"] = time.perf_counter() - started - (time.thread_time() - computed)
             assert loop.get_task_factory() is factory
             assert watch.snapshot().dropped == {}
             return result, booked
@@ -47,10 +51,12 @@ def adopted(run):
     return run_adopted
 
 
-def median_error(adopted, main):
-    """Return by how much the blocked time booked differs from the truth: now and then the machine adds to it."""
-    runs = [adopted(main) for _ in range(3)]
-    return statistics.median(booked["loop_blocked"] - truth for truth, booked in runs)
+MARGIN_SECONDS = 0.002
+
+
+def is_booked(truth, booked):
+    """Compare the blocked time that was booked with what was slept: a step may also have waited for a CPU."""
+    assert truth - MARGIN_SECONDS <= booked["loop_blocked"] <= booked["not computed"] + MARGIN_SECONDS
 
 
 @pytest.mark.blocks
@@ -82,7 +88,7 @@ def test_children_of_every_kind_are_booked(adopted, how):
             task = group.create_task(child())
         return task.result()
 
-    assert median_error(adopted, main) == pytest.approx(0.0, abs=0.005)
+    is_booked(*adopted(main))
 
 
 def custom_factory(loop, coroutine, **options):
@@ -120,13 +126,12 @@ def test_the_factory_that_was_there_goes_on_to_make_the_tasks(adopted, factory, 
         blocking = asyncio.create_task(child())
         return eager, getattr(task, "made_by", None), task.get_name(), await blocking
 
-    runs = [adopted(main, factory) for _ in range(3)]
-    eager, made_by, name, _ = runs[0][0]
+    (eager, made_by, name, truth), booked = adopted(main, factory)
     assert eager == (factory not in {None, custom_factory})
     assert made_by == ("custom" if factory is custom_factory else None)
     assert name == "named"
-    errors = [booked["loop_blocked"] - result[-1] for result, booked in runs]
-    assert statistics.median(errors) == pytest.approx(0.0, abs=0.005)
+    booked["not computed"] -= 0.009  # the child sleeps without blocking, too
+    is_booked(truth, booked)
 
 
 def test_anyio_still_recognises_the_eager_factory(eager, adopted):
@@ -247,6 +252,7 @@ def test_a_coroutine_that_is_never_run_warns_as_it_would_alone():
     assert ["never awaited" in message for message in messages] == [True]
 
 
+@pytest.mark.contended
 @pytest.mark.parametrize("seconds", [0.0001, 0.0004, 0.0006, 0.002])
 def test_a_timer_may_be_as_short_as_it_likes(adopted, seconds):
     """Of a delay that it rounds to 0 ms uvloop makes none."""
@@ -263,29 +269,32 @@ def test_a_timer_may_be_as_short_as_it_likes(adopted, seconds):
 def test_steps_that_follow_each_other_let_a_watcher_have_the_gil_that_waits_for_it(is_expected):
     """Nothing else here lets go of the GIL: no poll, and no thread can demand it within a minute."""
     stage, seen = Stage(None), threading.Event()
+    is_there, goes_on = threading.Event(), threading.Lock()
 
     def watch():
-        if is_expected:
-            stage.expect_watcher(time.perf_counter_ns() + 3_000_000)
-        is_asleep.set()
-        time.sleep(0.003)
+        is_there.set()
+        goes_on.acquire()  # from here on it has no GIL, and needs it to go on
         seen.set()
 
     async def work():
         while True:
             await asyncio.sleep(0)
 
-    is_asleep = threading.Event()
     watcher, steps = threading.Thread(target=watch), request_on(stage).drive(work())
     usual = sys.getswitchinterval()
     sys.setswitchinterval(60)
+    goes_on.acquire()
     try:
         watcher.start()
-        is_asleep.wait()
-        began = time.monotonic()
-        while not seen.is_set() and time.monotonic() - began < (30 if is_expected else 0.1):
+        is_there.wait()
+        if is_expected:
+            stage.expect_watcher(time.perf_counter_ns() + 3_000_000)
+        goes_on.release()  # which keeps the GIL
+        end = time.monotonic() + (30 if is_expected else 0.1)
+        while not seen.is_set() and time.monotonic() < end:
             steps.send(None)
         assert seen.is_set() == is_expected
     finally:
         sys.setswitchinterval(usual)
         watcher.join()
+        steps.close()
