@@ -1,5 +1,6 @@
 """loopwatch: what is your event loop doing, who holds it, and who has to wait?"""
 
+from loopwatch._version import __version__
 from loopwatch.asgi import LoopWatchMiddleware, install
 from loopwatch.config import Config
 from loopwatch.readings import (
@@ -13,8 +14,6 @@ from loopwatch.readings import (
     Stall,
 )
 from loopwatch.watch import LoopWatch
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Advice",

@@ -67,6 +67,15 @@ class Metric:
 
 ROUTE, METHOD, STATUS_CLASS = "http.route", "http.request.method", "http.response.status_class"
 
+INFO = Metric(
+    "loopwatch.info",
+    "gauge",
+    "{info}",
+    "1, with what measures: loopwatch's version, its core (compiled, plain), "
+    "the clock of the event loop (selector, libuv, heartbeat), and Python's version.",
+    ("version", "core", "clock", "python"),
+    together="max",
+)
 LOOP_LAG = Metric(
     "loopwatch.loop.lag",
     "histogram",
@@ -209,6 +218,7 @@ SELF_DROPPED = Metric(
 )
 
 METRICS = (
+    INFO,
     LOOP_LAG,
     LOOP_LAG_MAX,
     LOOP_TIME,

@@ -286,7 +286,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What measures: loopwatch's ``version``, its ``core``, the ``clock`` of the loop, and the version of ``python``.
+    """What measures: the ``version`` of loopwatch, its ``core``, the loop's ``clock``, the version of ``python``.
 
     ``core`` is ``compiled`` or ``plain``; ``clock`` is ``selector``, ``libuv`` or ``heartbeat``.
     """
@@ -303,8 +303,8 @@ class Snapshot:
 
     ``taken_at`` is Unix seconds. ``stall_durations`` maps a cause to a histogram, ``stall_times`` maps
     (route, method, cause) to seconds. ``victims`` maps (route, route that held the loop) to the seconds that the
-    first lost to the second. ``loop`` is ``None`` before the first loop was met or where its clock failed; ``build``
-    is ``None`` while no loop is measured.
+    first lost to the second. ``loop`` is ``None`` before the first loop was met or where its clock failed,
+    ``build`` while no loop is measured.
     """
 
     taken_at: float

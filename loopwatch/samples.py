@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def samples_of(snapshot: Snapshot) -> Iterator[tuple[Metric, list[Sample]]]:
     """Yield each metric of the catalogue that there is something to tell of, with its samples."""
-    loop = snapshot.loop
+    build, loop = snapshot.build, snapshot.loop
+    if build is not None:
+        yield catalogue.INFO, [((build.version, build.core, build.clock, build.python), 1)]
     if loop is not None:
         yield catalogue.LOOP_LAG, [((), loop.lag)]
         yield catalogue.LOOP_LAG_MAX, [((), loop.lag_max)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from loopwatch.catalogue import CAUSE_UNKNOWN
 from loopwatch.failures import logger
-from loopwatch.hot import COMPILED
+from loopwatch.hot import describe_core
 from loopwatch.probes.causes import Witness
 from loopwatch.testing import block_loop, burn_cpu
 from loopwatch.watch import LoopWatch
@@ -54,7 +54,7 @@ class _Finding(NamedTuple):
 def main() -> int:
     """Test every kind of loop that is installed; print a report; return the exit code."""
     print(f"loopwatch on Python {platform.python_version()}, {platform.system()} {platform.release()}")
-    print(f"core: {'compiled' if COMPILED else 'plain Python (slower; install a C compiler and reinstall)'}")
+    print(describe_core())
     evidence = Witness().offers()
     offered = (f"{what}: {'yes' if there else 'no'}" for what, there in evidence.items())
     print("evidence for causes: " + ", ".join(offered))

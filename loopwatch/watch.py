@@ -6,22 +6,24 @@ import asyncio
 import atexit
 import functools
 import os
+import platform
 import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from loopwatch._version import __version__
 from loopwatch.advice import Adviser
 from loopwatch.config import Config
 from loopwatch.failures import Failures, logger
-from loopwatch.hot import COMPILED, Stage
+from loopwatch.hot import CORE, Stage, describe_core
 from loopwatch.listeners import Listeners
 from loopwatch.probes import loops
 from loopwatch.probes.patch import Patch
 from loopwatch.probes.stalls import StallsProbe
 from loopwatch.probes.steps import StepsProbe
 from loopwatch.probes.threads import ThreadsProbe
-from loopwatch.readings import Advice, LoopReading, PoolStall, Snapshot, Stall
+from loopwatch.readings import Advice, Build, LoopReading, PoolStall, Snapshot, Stall
 from loopwatch.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -227,7 +229,7 @@ class LoopWatch:
 
         Cumulative and frozen: the difference of two snapshots is the interval between them.
         """
-        stalls = self._stalls
+        stalls, clock = self._stalls, self.clock_name
         watcher = self._watcher_cpu + (stalls.cpu_seconds if stalls is not None else 0.0)
         stall_durations, stall_times = self.recorder.read_stalls()
         telling = {}
@@ -235,6 +237,7 @@ class LoopWatch:
             telling["opentelemetry"] = self._opentelemetry.cpu_seconds + self._traces.cpu_seconds
         return Snapshot(
             taken_at=time.time(),
+            build=Build(__version__, CORE, clock, platform.python_version()) if clock else None,
             loop=self._loops.read(),
             stall_durations=stall_durations,
             stall_times=stall_times,
@@ -347,8 +350,13 @@ class LoopWatch:
         clock.start(self.stage)
         self._parts.append(("loop clock", clock))
         self._loops = _Loops(self._loops.ended, clock)
-        logger.info("loopwatch: measuring %s with the %s clock: %s", kind, clock.name, clock.reason)
-        logger.debug("loopwatch: the %s core is in use", "compiled" if COMPILED else "plain Python")
+        logger.info(
+            "loopwatch: measuring %s with the %s clock (%s) and the %s",
+            kind,
+            clock.name,
+            clock.reason,
+            describe_core(),
+        )
 
     def _start_steps(self, loop: asyncio.AbstractEventLoop) -> None:
         self._steps = StepsProbe(self.stage)

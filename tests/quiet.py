@@ -32,6 +32,19 @@ def withheld(pid="self"):
     return sum(withheld_of_each(pid).values())
 
 
+def withheld_from_anybody():
+    """Return the seconds in which some process of the machine was ready to run and got no CPU.
+
+    That is what the kernel calls pressure. Where it does not keep account of it, it is the time that has passed: any
+    measurement may have been disturbed then.
+    """
+    try:
+        some = pathlib.Path("/proc/pressure/cpu").read_text().partition("\n")[0]
+    except OSError:
+        return time.monotonic()
+    return int(some.rpartition("=")[2]) / 1e6
+
+
 @contextlib.contextmanager
 def watching_what_is_withheld(pid):
     """Note what the machine withholds from a process; yield what returns its seconds between two Unix times.

@@ -6,10 +6,11 @@ import re
 
 from loopwatch import catalogue
 from loopwatch.exporters.prometheus import LoopWatchCollector
-from loopwatch.readings import HistogramReading, LoopReading, PoolReading, RouteReading, Snapshot
+from loopwatch.readings import Build, HistogramReading, LoopReading, PoolReading, RouteReading, Snapshot
 from loopwatch.samples import samples_of
 
 NAMES = {
+    "loopwatch_info",
     "loopwatch_loop_lag_seconds",
     "loopwatch_loop_lag_max_seconds",
     "loopwatch_loop_time_seconds_total",
@@ -38,6 +39,7 @@ NAMES = {
 HISTOGRAM = HistogramReading(catalogue.LATENCY_BUCKETS, (1,) * 14, 30.0)
 FULL = Snapshot(
     taken_at=0.0,
+    build=Build("1.2.3", "plain", "libuv", "3.11.2"),
     loop=LoopReading(1.0, 2.0, 3, HISTOGRAM, 0.5, 4, 5.0),
     routes=(RouteReading("/a/{b}", "GET", {("request", "await"): 1.5}, {"2xx": HISTOGRAM}, HISTOGRAM, HISTOGRAM),),
     victims={("/a/{b}", "/c"): 0.25},

@@ -11,7 +11,7 @@ import pytest
 
 from loopwatch import Config, LoopWatch
 from loopwatch.failures import Failures
-from loopwatch.hot import Lookout, Stage
+from loopwatch.hot import Lookout, Stage, describe_core
 from loopwatch.probes import loops
 from loopwatch.probes.loops.base import RecentWorst
 from loopwatch.probes.loops.heartbeat import HeartbeatClock
@@ -236,8 +236,8 @@ def test_any_other_loop_gets_a_heartbeat_corrected_for_coordinated_omission(capl
     reading, blocked, elapsed = asyncio.run(blocks_of_300_ms(LoopWatch())())
     assert [record.message for record in caplog.records if "clock" in record.message] == [
         (
-            "loopwatch: measuring asyncio.unix_events._UnixSelectorEventLoop with the heartbeat clock: "
-            "nothing but a heartbeat is to be had from this kind of loop"
+            "loopwatch: measuring asyncio.unix_events._UnixSelectorEventLoop with the heartbeat clock "
+            f"(nothing but a heartbeat is to be had from this kind of loop) and the {describe_core()}"
         )
     ]
     assert reading.iterations is None
