@@ -220,6 +220,34 @@ def test_a_signal_stops_the_live_view_and_all_it_started(tmp_path, number, momen
 
 
 @pytest.mark.once
+def test_a_terminal_that_is_closed_stops_the_live_view_and_all_it_started(tmp_path):
+    if shutil.which("setsid") is None:
+        pytest.skip("no `setsid` here, which gives a process a terminal of its own")
+    port = free_port()
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = ["setsid", "--ctty", *LIVE_VIEW, "--port", str(port), "--seconds", "inf"]
+    mine, its = os.openpty()
+    os.set_blocking(mine, False)
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+
+    def shows_the_table():
+        with contextlib.suppress(BlockingIOError):
+            shown.append(os.read(mine, 65536))  # a terminal that nobody reads is full at some time
+        return b"/sleeps" in b"".join(shown)
+
+    shown = []
+    try:
+        wait_until(shows_the_table, "the tables on the terminal", WAIT_SECONDS)
+        os.close(mine)
+        assert process.wait(WAIT_SECONDS) == 129
+        assert_nothing_is_left(tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.once
 def test_the_servers_of_a_live_view_that_is_killed_end_too(tmp_path, servers):
     if not servers._dies_with_its_parent():
         pytest.skip("no `setpriv --pdeathsig` here")
