@@ -8,7 +8,6 @@ import logging
 import os
 import pathlib
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -20,10 +19,11 @@ import loopwatch
 from loopwatch import Config, LoopWatch, hot
 from loopwatch.probes import stalls
 from loopwatch.testing import block_loop, burn_cpu
-from tests.quiet import quietest, waking_thread
+from tests.quiet import waking_thread, withheld
 from tests.serving import ROOT, wait_until
+from tests.waiting import until
 
-LOOK_SECONDS = 0.02
+LOOK_SECONDS, MARGIN_SECONDS = 0.02, 0.0125
 
 
 def stalls_of(run, work, **settings):
@@ -32,15 +32,24 @@ def stalls_of(run, work, **settings):
     async def main():
         async with LoopWatch(Config(**settings)) as watch:
             await asyncio.sleep(0.15)
-            result = work()
-            if asyncio.iscoroutine(result):
-                await result
+            work()
             await asyncio.sleep(0.15)
         return watch
 
     return run(main).stalls
 
 
+def lasts(stall, took, lost, loop_kind):
+    """Compare a stall with the time that is known to have been slept, and what its threads had to wait for a CPU.
+
+    On asyncio the loop's own clock measures it; on uvloop it is known to a look of the watcher's at worst.
+    """
+    early = MARGIN_SECONDS if loop_kind == "asyncio" else LOOK_SECONDS + lost
+    late = (MARGIN_SECONDS if loop_kind == "asyncio" else LOOK_SECONDS) + lost
+    assert took - early <= stall.duration <= took + late
+
+
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_stall_is_told_with_all_that_is_known_of_it(run):
     before = time.time()
@@ -58,39 +67,50 @@ def test_a_stall_is_told_with_all_that_is_known_of_it(run):
     assert "in tests.probes.test_stalls" in str(stall)
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_the_duration_is_exact_on_asyncio_and_within_a_look_on_uvloop(run, loop_kind):
-    def error():
-        took = []
-        (stall,) = stalls_of(run, lambda: took.append(block_loop(0.25)))
-        return stall.duration - took[0]
+    async def main():
+        async with LoopWatch() as watch:
+            await asyncio.sleep(0.15)
+            before = withheld()
+            took = block_loop(0.25)
+            await asyncio.sleep(0.15)
+            lost = withheld() - before
+        return watch, took, lost
 
-    bound = 0.05 * 0.25 if loop_kind == "asyncio" else LOOK_SECONDS
-    assert statistics.median(quietest(error)) == pytest.approx(0.0, abs=bound)
+    watch, took, lost = run(main)
+    (stall,) = watch.stalls
+    lasts(stall, took, lost, loop_kind)
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_stall_that_lasts_until_the_stop_is_told(run):
     async def main():
         async with LoopWatch() as watch:
             await asyncio.sleep(0.15)
+            before = withheld()
             took = block_loop(0.3)
-        return watch, took
+            lost = withheld() - before
+        return watch, took, lost
 
-    watch, took = run(main)
+    watch, took, lost = run(main)
     wait_until(lambda: watch.stalls, "the stall")
     (stall,) = watch.stalls
     assert stall.cause == "blocking"
-    assert stall.duration == pytest.approx(took, abs=LOOK_SECONDS)
+    lasts(stall, took, lost, "any")
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_what_is_shorter_than_the_threshold_is_no_stall(run):
-    assert stalls_of(run, lambda: block_loop(0.05)) == ()
-    (stall,) = stalls_of(run, lambda: block_loop(0.05), stall_seconds=0.03)
-    assert stall.duration > 0.03
+    assert stalls_of(run, lambda: block_loop(0.3), stall_seconds=0.36) == ()
+    (stall,) = stalls_of(run, lambda: block_loop(0.3), stall_seconds=0.24)
+    assert stall.duration > 0.24
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_thread_that_computes_beside_is_never_called_blocking(run):
     """The loop computes too: it has to share the GIL, and neither sleeps."""
@@ -105,8 +125,10 @@ def test_a_thread_that_computes_beside_is_never_called_blocking(run):
     def work():
         for rival in rivals:
             rival.start()
-        burn_cpu(0.15)
-        ended.set()
+        try:
+            burn_cpu(0.15)
+        finally:
+            ended.set()
 
     found = stalls_of(run, work)
     for rival in rivals:
@@ -115,12 +137,17 @@ def test_a_thread_that_computes_beside_is_never_called_blocking(run):
     assert all(stall.cause in {"gil", "cpu", "starved", "unknown"} for stall in found)
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_garbage_collection_is_called_one(run):
-    junk = [[number] for number in range(1_500_000)]
+    gc.disable()
+    junk = [[number] for number in range(300_000)]
+    gc.enable()
 
     def collect():
-        for _ in range(5):
+        """As often as it takes on this machine to be a stall."""
+        enough = time.perf_counter() + 0.25
+        while time.perf_counter() < enough:
             gc.collect()
 
     (stall,) = stalls_of(run, collect)
@@ -129,6 +156,7 @@ def test_a_garbage_collection_is_called_one(run):
     del junk
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_c_code_that_keeps_the_gil_is_named(run):
     (stall,) = stalls_of(run, lambda: pow(3, 2_000_000) > 0)
@@ -149,7 +177,7 @@ async def main(when):
             watch._stalls._next_second = 0
         else:
             asyncio.get_running_loop().call_later(0.3, stop)
-        for spin in [0.004] * 150 + [0.03] * 20:  # the longer ones draw the watcher's attention
+        for spin in [0.004] * 100 + [0.03] * 15:  # the longer ones draw the watcher's attention
             end = time.perf_counter() + spin
             while time.perf_counter() < end:
                 pass
@@ -165,14 +193,18 @@ else:
 """
 
 
-@pytest.mark.parametrize("when", ["while a callback runs", "while the watcher looks"])
+STOPPED = ["while a callback runs", pytest.param("while the watcher looks", marks=pytest.mark.slow)]
+
+
+@pytest.mark.contended
+@pytest.mark.parametrize("when", STOPPED)
 def test_a_process_that_was_stopped_has_not_stalled(loop_kind, when):
     with subprocess.Popen(
         [sys.executable, "-c", POLLS_AND_IS_STOPPED, loop_kind, when], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
-        time.sleep(1.5)
+        time.sleep(1.0)
         os.kill(process.pid, signal.SIGCONT)
         assert process.stdout.readline() == "[]\n"
 
@@ -180,6 +212,7 @@ def test_a_process_that_was_stopped_has_not_stalled(loop_kind, when):
 LATE_STALLS, LATE_STALL_SECONDS = 10, 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.blocks
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="only Linux lets a thread wait for everybody else")
 def test_a_watcher_that_gets_no_cpu_does_not_take_the_process_for_stopped():
@@ -205,41 +238,47 @@ def test_a_watcher_that_gets_no_cpu_does_not_take_the_process_for_stopped():
         return watch
 
     watch = asyncio.run(main())
-    wait_until(lambda: len(watch.stalls) >= LATE_STALLS, f"{LATE_STALLS} stalls", 5)
+    wait_until(lambda: len(watch.stalls) >= LATE_STALLS, f"{LATE_STALLS} stalls")
     assert min(stall.duration for stall in watch.stalls[:LATE_STALLS]) >= LATE_STALL_SECONDS * 0.95
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_the_log_tells_of_a_long_stall_before_it_ends(run, caplog):
+    caplog.clear()
     caplog.set_level("WARNING", "loopwatch")
-    started = []
+    ended = []
 
     def work():
-        started.append(time.time())
-        block_loop(1.5)
+        block_loop(1.2)
+        ended.append(time.time())
 
     stalls_of(run, work)
     (record,) = [record for record in caplog.records if "held the event loop" in record.message]
-    assert record.created - started[0] < 1.0
+    assert record.created < ended[0]
     assert record.message.endswith("(and still does)")
     assert record.stall_cause == "blocking"
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_stall_that_lasts_is_told_with_evidence_of_that_instant(run, caplog, monkeypatch):
     """Even if the watcher looked closely at its beginning only."""
     monkeypatch.setattr(stalls, "_CLOSE_LOOKS", 2)
     monkeypatch.setattr(stalls, "_EACH", 1000)
+    caplog.clear()
     caplog.set_level("WARNING", "loopwatch")
     stalls_of(run, lambda: block_loop(0.8))
     (record,) = [record for record in caplog.records if record.getMessage().endswith("(and still does)")]
     assert record.stall_cause == "blocking"
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_listeners_are_called_off_the_loop_and_may_fail_or_block(run, caplog):
+    caplog.clear()
     caplog.set_level("ERROR", "loopwatch")
-    heard, loop_thread, release = [], threading.get_ident(), threading.Event()
+    heard, loop_thread, blocking, release = [], threading.get_ident(), threading.Event(), threading.Event()
 
     async def main():
         async with LoopWatch() as watch:
@@ -254,18 +293,22 @@ def test_listeners_are_called_off_the_loop_and_may_fail_or_block(run, caplog):
 
             @watch.on_stall
             def blocks(stall):
-                release.wait(5)
+                blocking.set()
+                release.wait(30)
 
             await asyncio.sleep(0.1)
-            for _ in range(2):
+            for number in range(2):
                 block_loop(0.15)
-                await asyncio.sleep(0.15)
-            assert len(watch.stalls) == 2  # though a listener still blocks
+                await until(lambda number=number: len(watch.stalls) > number, "the stall")
+                await asyncio.sleep(0.1)
+            assert blocking.is_set()
+            assert not release.is_set()
             release.set()
-            await asyncio.sleep(0.1)
+            await until(lambda: len(heard) == len(watch.stalls), "the listeners")
         return watch
 
     watch = run(main)
+    assert len(watch.stalls) == 2
     assert [stall for _, stall in heard] == list(watch.stalls)
     assert all(thread != loop_thread for thread, _ in heard)
     assert watch.snapshot().dropped == {"listener": 2}
@@ -274,6 +317,7 @@ def test_listeners_are_called_off_the_loop_and_may_fail_or_block(run, caplog):
         watch.on_stall(main)
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_stalls_are_counted_by_cause_and_by_who_held_the_loop(run):
     async def main():
@@ -289,12 +333,13 @@ def test_stalls_are_counted_by_cause_and_by_who_held_the_loop(run):
     assert snapshot.stall_times == {("_none", "_none", "blocking"): pytest.approx(watch.stalls[0].duration)}
 
 
+@pytest.mark.contended
 def test_an_idle_loops_watcher_uses_next_to_nothing(run):
     async def main():
         async with LoopWatch() as watch:
             await asyncio.sleep(0.2)
             before = watch.snapshot().self_time["watcher"]
-            await asyncio.sleep(3)
+            await asyncio.sleep(2)
             return watch.snapshot().self_time["watcher"] - before
 
     with waking_thread() as yardstick:
@@ -329,6 +374,9 @@ def test_the_log_names_a_culprit_once_a_minute_and_counts_the_rest(caplog):
     assert len(caplog.records) < 30
 
 
+POLLS = 30_000
+
+
 def switches_of(status):
     (line,) = [line for line in status.read_text().splitlines() if line.startswith("voluntary_ctxt_switches")]
     return int(line.split()[1])
@@ -344,43 +392,46 @@ def test_a_loop_that_polls_all_the_time_is_watched_without_asking_for_the_gil(ru
             await asyncio.sleep(0.2)
             (watcher,) = [thread for thread in threading.enumerate() if thread.name == "loopwatch-watcher"]
             status = pathlib.Path(f"/proc/self/task/{watcher.native_id}/status")
-            polls, before, until = 0, switches_of(status), time.monotonic() + 2
-            while time.monotonic() < until:
+            before = switches_of(status)
+            for _ in range(POLLS):
                 await asyncio.sleep(0)
-                polls += 1
-            return switches_of(status) - before, polls
+            return switches_of(status) - before
 
-    switches, polls = run(main)
-    assert polls > 2000
-    assert switches < polls / 10
+    assert run(main) < POLLS / 10
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_stall_that_is_the_last_thing_a_watch_sees_is_told_when_it_has_ended(run):
     async def main():
         async with LoopWatch() as watch:
             await asyncio.sleep(0.15)
+            before = withheld()
             took = block_loop(0.2)
-        return took, watch.stalls
+            lost = withheld() - before
+        return took, lost, watch.stalls
 
-    took, (stall,) = run(main)
-    assert stall.duration == pytest.approx(took, abs=LOOK_SECONDS)
+    took, lost, (stall,) = run(main)
+    lasts(stall, took, lost, "any")
 
 
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_a_stall_that_is_the_last_thing_a_loop_does_is_told_when_it_is_closed(run):
-    watch, took = LoopWatch(), []
+    watch, took, lost = LoopWatch(), [], []
 
     async def main():
         watch.start()
         await asyncio.sleep(0.15)
+        before = withheld()
         took.append(block_loop(0.2))
+        lost.append(withheld() - before)
 
     in_a_thread = threading.Thread(target=run, args=(main,))  # which ends, too
     in_a_thread.start()
     in_a_thread.join()
     (stall,) = watch.stalls
-    assert stall.duration == pytest.approx(took[0], abs=LOOK_SECONDS)
+    lasts(stall, took[0], lost[0], "any")
 
 
 LAST_WORDS = """
@@ -400,8 +451,9 @@ asyncio.run({main}())
 
 @pytest.mark.blocks
 @pytest.mark.parametrize("main", ["main", "unmanaged"])
-def test_a_stall_that_is_the_last_thing_a_process_does_is_logged(main):
-    for _ in range(5):
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_stall_that_is_the_last_thing_a_process_does_is_logged(main, times):
+    for _ in range(times):
         command = [sys.executable, "-c", LAST_WORDS.format(main=main)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stderr.count(f" ms in __main__:{main} (") == 1, done.stderr
