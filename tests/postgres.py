@@ -35,14 +35,15 @@ def postgres():
     def run(program, *arguments):
         command = [*as_user, str(binaries / program), "-D", str(folder / "data"), *arguments]
         done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, check=False)  # fmt: skip
+                              stderr=subprocess.STDOUT, text=True, timeout=60, check=False)  # fmt: skip
         assert done.returncode == 0, done.stdout
 
-    run("initdb", "-A", "trust", "--no-sync")
     settings = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", settings, "start")
     try:
+        run("initdb", "-A", "trust", "--no-sync")
+        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", settings, "start")
         yield f"postgresql://{name}@127.0.0.1:{port}/postgres"
     finally:
-        run("pg_ctl", "-m", "immediate", "stop")
+        if (folder / "data/postmaster.pid").exists():
+            run("pg_ctl", "-m", "immediate", "stop")
         shutil.rmtree(folder, ignore_errors=True)

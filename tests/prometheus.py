@@ -11,7 +11,7 @@ import subprocess
 import httpx
 import pytest
 
-from tests.serving import ROOT, free_port, wait_until
+from tests.serving import PATIENCE_SECONDS, ROOT, free_port, stop, wait_until
 
 
 class Prometheus:
@@ -22,18 +22,35 @@ class Prometheus:
 
     def query(self, promql):
         """Evaluate PromQL now; return {frozenset of labels: value}, without the labels that every target gets."""
-        answer = httpx.get(self.url + "/api/v1/query", params={"query": promql}).json()
-        assert answer["status"] == "success", answer
         return {
             frozenset(
-                (k, v) for k, v in sample["metric"].items() if k not in {"__name__", "job", "instance"}
-            ): float(sample["value"][1])
-            for sample in answer["data"]["result"]
+                (k, v) for k, v in series["metric"].items() if k not in {"__name__", "job", "instance"}
+            ): float(series["value"][1])
+            for series in self._evaluate(promql)
         }
 
     def scalar(self, promql):
         (value,) = self.query(promql).values()
         return value
+
+    def samples(self, selector, seconds):
+        """Return (time of its scrape, value) of each sample of one series in the last seconds."""
+        (series,) = self._evaluate(f"{selector}[{seconds:.0f}s]")
+        return [(at, float(value)) for at, value in series["values"]]
+
+    def scraped_after(self, selector, at):
+        """Wait until a series has a sample of a scrape that began after ``at``; return the time of that scrape."""
+
+        def last_scrape():
+            return max(self.query(f"timestamp({selector})").values(), default=0.0)
+
+        wait_until(lambda: last_scrape() > at, f"a scrape of {selector}")
+        return last_scrape()
+
+    def _evaluate(self, promql):
+        answer = httpx.get(self.url + "/api/v1/query", params={"query": promql}, timeout=PATIENCE_SECONDS).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]["result"]
 
 
 @contextlib.contextmanager
@@ -65,7 +82,7 @@ def prometheus_with(config, folder, *options, binary=None):
             wait_until(lambda: httpx.get(server.url + "/-/ready").status_code == 200, "prometheus to be ready")
             yield server
         finally:
-            process.terminate()
+            stop(process)
 
 
 def installed(binary, package):

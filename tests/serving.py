@@ -1,4 +1,4 @@
-"""Real uvicorn processes for the tests: each on a port of its own on 127.0.0.1, stopped at the end."""
+"""Real uvicorn processes for the tests: each on a port of its own on 127.0.0.1, stopped whatever ends a test."""
 
 from __future__ import annotations
 
@@ -9,14 +9,25 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import httpx
+import pytest
+
+from tests.quiet import withheld_of_each
 
 LOOPS = ("asyncio", "uvloop")
+QUICK_LOOPS = ("asyncio", pytest.param("uvloop", marks=pytest.mark.slow))
+"""Parameters of ``loop_kind`` for a test of which the quick level needs one loop only."""
+
 ROOT = pathlib.Path(__file__).parent.parent
 PATIENCE_SECONDS = 30
+"""How long a test waits for what takes a second or two where nothing else runs."""
+
+_given_up = threading.Event()
+"""Set while :func:`on_both_loops` ends early: whoever waits in one of its threads waits no longer."""
 
 
 def free_port():
@@ -32,7 +43,7 @@ def wait_until(ready, what, seconds=PATIENCE_SECONDS):
         with contextlib.suppress(httpx.TransportError):
             if result := ready():
                 return result
-        time.sleep(0.05)
+        assert not _given_up.wait(0.05), f"waiting for {what} was given up: the same on the other loop has failed"
     raise AssertionError(f"waited {seconds} s for {what}")
 
 
@@ -41,10 +52,44 @@ def read(log):
     return log.read()
 
 
+def stop(process, seconds=PATIENCE_SECONDS):
+    """Ask a process to end; kill it if it does not."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def said_at_the_end(process, seconds=PATIENCE_SECONDS):
+    """Return what a process printed, once it has ended by itself; kill it and fail if it does not."""
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, _ = process.communicate()
+        pytest.fail(f"waited {seconds} s for {process.args} to end; it printed\n{said}")
+    except BaseException:
+        process.kill()
+        raise
+    return said
+
+
 def on_both_loops(check):
     """Call ``check`` with each kind of loop, at the same time: for what waits more than it computes."""
     with ThreadPoolExecutor(len(LOOPS)) as threads:
-        list(threads.map(check, LOOPS))
+        checks = [threads.submit(check, loop) for loop in LOOPS]
+        try:
+            done, _ = wait(checks, return_when=FIRST_EXCEPTION)
+            for one in done:
+                one.result()
+        except BaseException:
+            _given_up.set()
+            raise
+        finally:
+            wait(checks)
+            _given_up.clear()
 
 
 def client_of(url):
@@ -78,6 +123,15 @@ class Served:
             for sample in family.samples
         }
 
+    @contextlib.contextmanager
+    def noting_withheld(self):
+        """Yield what returns, after the block, for how many seconds in it threads of the app got no CPU."""
+        before = withheld_of_each(self.process.pid)
+        seconds = []
+        yield lambda: seconds[0]
+        after = withheld_of_each(self.process.pid)  # a thread that has ended in between is in neither sum
+        seconds.append(sum(total - before.get(thread, 0.0) for thread, total in after.items()))
+
     def request_seconds(self, route, state, method="GET", phase="request"):
         labels = {"http_route": route, "http_request_method": method, "state": state, "phase": phase}
         return self.metrics().get(("loopwatch_request_time_seconds_total", frozenset(labels.items())), 0.0)
@@ -105,10 +159,5 @@ def serve(app, loop="asyncio", *arguments, env=None):
             yield served
         finally:
             served.close()
-            process.terminate()
-            try:
-                process.wait(timeout=PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)
             served.log = read(log)

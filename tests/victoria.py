@@ -12,7 +12,7 @@ import subprocess
 import httpx
 
 from tests.prometheus import Prometheus
-from tests.serving import free_port, wait_until
+from tests.serving import free_port, stop, wait_until
 from tests.trixie import fetched
 
 
@@ -32,4 +32,4 @@ def victoria_metrics(folder):
             wait_until(lambda: httpx.get(server.url + "/health").status_code == 200, "victoria-metrics")
             yield server
         finally:
-            process.terminate()
+            stop(process)

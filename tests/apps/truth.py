@@ -1,8 +1,9 @@
-"""An app whose time is known: every route tells how long it was in which state, by its own clocks."""
+"""An app whose time is known: every route notes how long it was in which state, by its own clocks."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -22,38 +23,58 @@ watch = loopwatch.install(app)
 pool = ThreadPoolExecutor(1)
 
 
-told: dict[str, float] = {}
+class Known:
+    """What the app knows of its own time: seconds per state, and how many requests it still works for."""
+
+    def __init__(self):
+        self.seconds = {}
+        self.unfinished = 0
+        self.finished = asyncio.Condition()
+
+    def add(self, **seconds):
+        """Note how long a request was in a state; no time at all is the rest."""
+        for state, duration in seconds.items():
+            self.seconds[state] = self.seconds.get(state, 0.0) + duration
+
+    @contextlib.asynccontextmanager
+    async def working(self):
+        self.unfinished += 1
+        try:
+            yield
+        finally:
+            async with self.finished:
+                self.unfinished -= 1
+                self.finished.notify_all()
 
 
-def tell(**seconds):
-    """Note how long the request was in a state; whatever is not told is nothing."""
-    for state, duration in seconds.items():
-        told[state] = told.get(state, 0.0) + duration
+known = Known()
 
 
-def tell_burned(where, cpu):
-    """Compute for ``cpu`` seconds; what it took beyond, the machine took from us. Return what it took in all."""
+def burn_known(where, cpu):
+    """Compute for ``cpu`` seconds; what passed beyond, the machine withheld. Return what passed in all."""
     wall = burn_cpu(cpu)
-    tell(**{f"{where}_cpu": cpu, "loop_blocked" if where == "loop" else "thread_wait": wall - cpu})
+    waits = "loop_blocked" if where == "loop" else "thread_wait"
+    known.add(**{f"{where}_cpu": cpu, waits: wall - cpu, "withheld": wall - cpu})
     return wall
 
 
 async def sleep(seconds):
     started = time.perf_counter()
     await asyncio.sleep(seconds)
-    tell(await_=time.perf_counter() - started)
+    known.add(await_=time.perf_counter() - started)
 
 
 def work_in_thread(wait=0.08, cpu=0.04):
-    tell(thread_wait=block_loop(wait))
-    tell_burned("thread", cpu)
+    known.add(thread_wait=block_loop(wait))
+    burn_known("thread", cpu)
 
 
-@app.get("/told")
-async def tell_all():
-    """Return what was told since this was asked last."""
-    seconds = dict(told)
-    told.clear()
+@app.get("/known")
+async def what_is_known():
+    """Wait for the end of all work; return what is known since this was asked last."""
+    async with known.finished:
+        await known.finished.wait_for(lambda: not known.unfinished)
+    seconds, known.seconds = known.seconds, {}
     return seconds
 
 
@@ -65,13 +86,13 @@ async def ready():
 @app.get("/block")
 async def block(seconds: float = 0.12):
     blocked = block_loop(seconds)
-    tell(loop_blocked=blocked)
+    known.add(loop_blocked=blocked)
     return blocked
 
 
 @app.get("/burn")
 async def burn(seconds: float = 0.12):
-    return tell_burned("loop", seconds)
+    return burn_known("loop", seconds)
 
 
 @app.get("/wait")
@@ -84,7 +105,7 @@ async def children(how: str):
     """Block 3 x 40 ms, each in a child task."""
 
     async def child():
-        tell(loop_blocked=block_loop(0.04))
+        known.add(loop_blocked=block_loop(0.04))
 
     if how == "gather":
         await asyncio.gather(child(), child(), child())
@@ -129,8 +150,8 @@ async def dependency():
 @app.get("/mix")
 async def mix():
     """Do all of it, one after the other: 40 ms each."""
-    tell(loop_blocked=block_loop(0.04))
-    tell_burned("loop", 0.04)
+    known.add(loop_blocked=block_loop(0.04))
+    burn_known("loop", 0.04)
     await sleep(0.04)
     await asyncio.to_thread(work_in_thread, 0.04, 0.04)
 
@@ -146,7 +167,7 @@ async def overlap():
         ends.append(time.perf_counter())
 
     await asyncio.gather(asyncio.to_thread(wait_in_thread), asyncio.to_thread(wait_in_thread), asyncio.sleep(0.15))
-    tell(thread_wait=max(ends) - started, await_=time.perf_counter() - max(ends))
+    known.add(thread_wait=max(ends) - started, await_=time.perf_counter() - max(ends))
 
 
 @app.get("/stream")
@@ -154,7 +175,7 @@ async def stream():
     async def chunks():
         for _ in range(3):
             yield b"x"
-            tell(loop_blocked=block_loop(0.04))
+            known.add(loop_blocked=block_loop(0.04))
             await sleep(0.02)
 
     return StreamingResponse(chunks())
@@ -162,20 +183,20 @@ async def stream():
 
 @app.get("/raises")
 async def raises():
-    tell(loop_blocked=block_loop(0.05))
+    known.add(loop_blocked=block_loop(0.05))
     raise HTTPException(418)
 
 
 @app.get("/crashes")
 async def crashes():
-    tell(loop_blocked=block_loop(0.05))
+    known.add(loop_blocked=block_loop(0.05))
     raise ValueError("on purpose")
 
 
 @app.get("/background")
 async def background(tasks: BackgroundTasks):
     async def later():
-        tell(loop_blocked=block_loop(0.05))
+        known.add(loop_blocked=block_loop(0.05))
         await sleep(0.05)
 
     tasks.add_task(later)
@@ -188,8 +209,9 @@ orphans = set()
 @app.get("/orphan")
 async def orphan():
     async def outlives():
-        await sleep(0.05)
-        tell(loop_blocked=block_loop(0.05))
+        async with known.working():
+            await sleep(0.05)
+            known.add(loop_blocked=block_loop(0.05))
 
     orphans.add(asyncio.create_task(outlives()))
 
@@ -200,7 +222,7 @@ async def entered():
 
 @app.get("/queue")
 def queue(since: Annotated[float, Depends(entered)]):
-    """Tell how long this had to wait for a thread, and then waited in it."""
+    """Return how long this had to wait for a thread, and then waited in it."""
     return time.perf_counter() - since, block_loop(0.4)
 
 
@@ -209,35 +231,36 @@ async def socket(session: WebSocket):
     await session.accept()
     async for _ in session.iter_text():
         blocked = block_loop(0.05)
-        tell(loop_blocked=blocked)
+        known.add(loop_blocked=blocked)
         await session.send_text(str(blocked))
 
 
 class ServedCPU:
-    """Tell what a request, alone on its loop, took of its CPU, frameworks and all, before its end and after."""
+    """Note what a request, alone on its loop, took of its CPU, frameworks and all, before its end and after."""
 
     def __init__(self, inner):
         self.inner = inner
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http" or scope["path"] == "/told":
+        if scope["type"] != "http" or scope["path"] == "/known":
             await self.inner(scope, receive, send)
             return
         started = ended = time.thread_time()
 
-        async def send_and_tell(message):
+        async def send_and_note(message):
             nonlocal ended
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 ended = time.thread_time()
-                tell(served_cpu=ended - started)
+                known.add(served_cpu=ended - started)
 
-        try:
-            await self.inner(scope, receive, send_and_tell)
-        except ValueError:  # whoever answers it stands further out
-            tell(served_cpu=time.thread_time() - started)
-            raise
-        tell(background_cpu=time.thread_time() - ended)
+        async with known.working():
+            try:
+                await self.inner(scope, receive, send_and_note)
+            except ValueError:  # whoever answers it stands further out
+                known.add(served_cpu=time.thread_time() - started)
+                raise
+            known.add(background_cpu=time.thread_time() - ended)
 
 
 sub = FastAPI()

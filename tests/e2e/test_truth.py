@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
-import time
 
 import httpx
 import pytest
 from websockets.sync.client import connect
 
 from loopwatch.catalogue import STATES
-from tests.quiet import quietest
+from tests.quiet import QUIET_SECONDS
 from tests.serving import serve
 
+slow = pytest.mark.slow
 APP = "tests.apps.truth:app"
-TOLERANCE = 0.005
-
+TOLERANCE_SECONDS, TOLERANCE = 0.005, 0.05
+JUDGED, MOST = 3, 7
+"""How many measurements are judged, and of how many those are the least disturbed ones."""
 
 KINDS = [("asyncio", 0, "plain"), ("uvloop", 2, "compiled")]
 """Loop, layers of BaseHTTPMiddleware, core: each is met, and on the oldest interpreter each loop with each core."""
 if sys.version_info < (3, 12):
-    KINDS += [("asyncio", 2, "compiled"), ("uvloop", 0, "plain")]
+    KINDS += [pytest.param(kind, marks=slow) for kind in (("asyncio", 2, "compiled"), ("uvloop", 0, "plain"))]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: "{}-{}-{}".format(*kind))
@@ -36,11 +37,6 @@ def app(request):
         yield served
 
 
-def close_to(truth):
-    """Within 5 ms or 5 %, whichever is more."""
-    return pytest.approx(truth, abs=TOLERANCE, rel=0.05)
-
-
 def states(app, route, phase="request"):
     metrics = app.metrics()
 
@@ -51,59 +47,82 @@ def states(app, route, phase="request"):
     return {state: seconds(state) for state in STATES}
 
 
-def assert_true(app, path, route=None, phase="request", settle=0.0):
-    """Request a path, several times; hold every state against what the app tells of it by its own clocks."""
-    route = route or path
+def assert_true(measure):
+    """Measure several times; hold the least disturbed measurements against what the app knows by its own clocks.
 
-    def truth_and_measured():
-        before = states(app, route, phase)
-        app.get(path)
-        time.sleep(settle)
-        truth = {state.rstrip("_"): seconds for state, seconds in app.get("/told").json().items()}
+    ``measure`` returns {name: (truth, measured)}, and for how long the machine withheld the CPU from the app
+    while the app's own clocks did not run: by so much any of them may be off.
+    """
+    measure()  # the first time the app also imports and compiles
+    found = []
+    while len(found) < MOST and sum(slack < QUIET_SECONDS for _, slack in found) < JUDGED:
+        found.append(measure())
+    found = sorted(found, key=lambda one: one[1])[:JUDGED]
+
+    def beyond(name):
+        """Return by how much the median measurement is further from the truth than it may be."""
+        return statistics.median(
+            abs(values[name][1] - values[name][0]) - max(TOLERANCE_SECONDS, TOLERANCE * values[name][0]) - slack
+            for values, slack in found
+        )
+
+    wrong = {name: round(beyond(name), 4) for name in found[0][0] if beyond(name) > 0}
+    assert wrong == {}, f"by so much more than allowed; (truth, measured), slack: {found}"
+
+
+def work_of(app, path, route=None, phase="request"):
+    """Return what measures one request: (truth, measured) of each state, and what was withheld."""
+
+    def measure():
+        before = states(app, route or path, phase)
+        with app.noting_withheld() as withheld:
+            app.get(path)
+            known = app.get("/known").json()  # it waits for the end of all work, without a poll
+        after = states(app, route or path, phase)
+        slack = max(0.0, withheld() - known.pop("withheld", 0.0))
+        truth = {state.rstrip("_"): seconds for state, seconds in known.items()}
         # The frameworks compute too, and on a slow machine for long.
         truth["loop_cpu"] = truth["served_cpu" if phase == "request" else "background_cpu"]
-        after = states(app, route, phase)
-        return {state: (truth.get(state, 0.0), after[state] - before[state]) for state in STATES}
+        return {state: (truth.get(state, 0.0), after[state] - before[state]) for state in STATES}, slack
 
-    truth_and_measured()  # the first request also imports and compiles
-    repeated = quietest(truth_and_measured, app.process.pid)
-    truths = {state: statistics.median(one[state][0] for one in repeated) for state in STATES}
-    errors = {state: statistics.median(one[state][1] - one[state][0] for one in repeated) for state in STATES}
-    assert {state: truths[state] + errors[state] for state in STATES} == {
-        state: close_to(truths[state]) for state in STATES
-    }
+    return measure
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "/block",
-        "/burn",
-        "/wait",
-        "/def",
-        "/to-thread",
-        "/executor",
-        "/pool-threadpool",
-        "/dependency",
         "/mix",
-        "/overlap",
-        "/stream",
-        "/raises",
-        "/crashes",
+        *(
+            pytest.param(path, marks=slow)
+            for path in (
+                "/block",
+                "/burn",
+                "/wait",
+                "/def",
+                "/to-thread",
+                "/executor",
+                "/pool-threadpool",
+                "/dependency",
+                "/overlap",
+                "/stream",
+                "/raises",
+                "/crashes",
+            )
+        ),
     ],
 )
 def test_every_state_is_what_the_app_knows_it_to_be(app, path):
-    assert_true(app, path)
+    assert_true(work_of(app, path))
 
 
-@pytest.mark.parametrize("how", ["gather", "group", "task"])
+@pytest.mark.parametrize("how", ["gather", pytest.param("group", marks=slow), pytest.param("task", marks=slow)])
 def test_child_tasks_belong_to_their_request(app, how):
-    assert_true(app, f"/children/{how}", route="/children/{how}")
+    assert_true(work_of(app, f"/children/{how}", route="/children/{how}"))
 
 
-@pytest.mark.parametrize("path", ["/background", "/orphan"])
+@pytest.mark.parametrize("path", ["/background", pytest.param("/orphan", marks=slow)])
 def test_what_outlives_the_response_is_background_work(app, path):
-    assert_true(app, path, phase="background", settle=0.4)
+    assert_true(work_of(app, path, phase="background"))
 
 
 def test_sixty_requests_on_forty_threads_queue(app):
@@ -115,13 +134,16 @@ def test_sixty_requests_on_forty_threads_queue(app):
 
     app.get("/queue")
     before = states(app, "/queue")
-    truths = [response.json() for response in asyncio.run(sixty())]
+    with app.noting_withheld() as withheld:
+        truths = [response.json() for response in asyncio.run(sixty())]
     after = states(app, "/queue")
     measured = {state: after[state] - before[state] for state in STATES}
     queued, waited = (sum(column) for column in zip(*truths, strict=True))
-    assert queued > 20 * 0.2  # of 60, 20 waited for one of the first 40 to end
-    assert measured["thread_queue"] == pytest.approx(queued, rel=0.05)
-    assert measured["thread_wait"] == pytest.approx(waited, rel=0.05)
+    assert (
+        queued > 20 * min(seconds for _, seconds in truths) / 2
+    )  # of 60, 20 waited for one of the first 40 to end
+    assert measured["thread_queue"] == pytest.approx(queued, abs=TOLERANCE * queued + withheld())
+    assert measured["thread_wait"] == pytest.approx(waited, abs=TOLERANCE * waited + withheld())
 
 
 def test_the_states_sum_to_the_duration(app):
@@ -146,29 +168,31 @@ def test_a_websocket_is_accounted_by_message_and_not_while_it_is_silent(app):
                 ("http_response_status_class", "1xx"),
             }
         )
-        return [metrics.get((f"loopwatch_request_duration_seconds_{what}", key), 0.0) for what in ("count", "sum")]
-
-    def errors():
-        count, seconds = totals()
+        count, seconds = (
+            metrics.get((f"loopwatch_request_duration_seconds_{what}", key), 0.0) for what in ("count", "sum")
+        )
         blocked = app.request_seconds("/socket", "loop_blocked", "WEBSOCKET")
-        with connect(app.url.replace("http", "ws") + "/socket") as session:
+        background = app.request_seconds("/socket", "await", "WEBSOCKET", "background")
+        return count, seconds, blocked, background
+
+    def measure():
+        before = totals()
+        with app.noting_withheld() as withheld, connect(app.url.replace("http", "ws") + "/socket") as session:
             truth = 0.0
             for _ in range(3):
                 session.send("x")
                 truth += float(session.recv())
             app.get("/wait?seconds=0.2")  # the session is silent meanwhile
-        after_count, after_seconds = totals()
-        assert after_count - count == 4  # the handshake and three messages
-        after_blocked = app.request_seconds("/socket", "loop_blocked", "WEBSOCKET")
-        return after_seconds - seconds - truth, after_blocked - blocked - truth
+        count, seconds, blocked, background = (b - a for a, b in zip(before, totals(), strict=True))
+        assert count == 4  # the handshake and three messages
+        values = {
+            "mean duration": (truth / 4, seconds / 4),
+            "blocked": (truth, blocked),
+            "silence": (0.0, background),
+        }
+        return values, withheld()
 
-    errors()
-    in_durations, in_states = (
-        statistics.median(each) for each in zip(*quietest(errors, app.process.pid, enough=2), strict=True)
-    )
-    assert in_durations == pytest.approx(0.0, abs=4 * TOLERANCE)
-    assert in_states == pytest.approx(0.0, abs=TOLERANCE)
-    assert app.request_seconds("/socket", "await", "WEBSOCKET", "background") < 3 * TOLERANCE
+    assert_true(measure)
 
 
 def routes_seen(app):
@@ -190,6 +214,7 @@ def test_routes_are_full_templates_mounts_and_routers_included(app):
     } <= routes_seen(app)
 
 
+@slow
 def test_a_thousand_unknown_paths_and_a_hundred_methods_add_one_label_value_each():
     with (
         serve(APP, "asyncio", "--http", "h11") as app,  # httptools refuses methods that it does not know
