@@ -158,11 +158,13 @@ def test_an_exemplar_that_the_snapshot_lacks_yet_leaves_counts_and_sums_true(rea
 
     exporter = OpenTelemetryExporter(snapshot, reader.provider)
     exporter.start()
-    exporter.exemplars.note(("/", "GET"), 2, (9_000_000, 0, 0, 0, 0, 0, 0), SPAN)
-    exporter.record()
-    now[0] = durations[1]
-    exporter.record()
-    exporter.stop()
+    try:
+        exporter.exemplars.note(("/", "GET"), 2, (9_000_000, 0, 0, 0, 0, 0, 0), SPAN)
+        exporter.record()
+        now[0] = durations[1]
+        exporter.record()
+    finally:
+        exporter.stop()
     point = collect(reader)[catalogue.REQUEST_DURATION]["/", "2xx"]
     assert tuple(point.bucket_counts) == durations[1].counts
     assert point.sum == pytest.approx(durations[1].sum)

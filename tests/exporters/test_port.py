@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 
 import httpx
 import pytest
 
 from loopwatch import Config, LoopWatch
 from tests.serving import free_port
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def has_ipv6():
@@ -22,7 +24,8 @@ def has_ipv6():
 
 async def fetch(url):
     async with httpx.AsyncClient() as client:
-        for _ in range(100):
+        end = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < end:
             with contextlib.suppress(httpx.TransportError):
                 return await client.get(url)
             await asyncio.sleep(0.05)
@@ -48,10 +51,7 @@ def test_it_is_served_on_a_host_of_any_kind(host):
 def test_an_address_that_will_never_be_ours_is_a_failure_and_the_loop_is_measured_on(host, caplog):
     async def main():
         async with LoopWatch(Config(metrics_host=host, metrics_port=free_port())) as watch:
-            for _ in range(200):
-                if "metrics are not served there" in caplog.text:
-                    break
-                await asyncio.sleep(0.05)
+            await until(lambda: "metrics are not served there" in caplog.text, "the failure")
             return watch.failures.read(), watch.snapshot().loop
 
     failures, loop = asyncio.run(main())

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import types
 
 import pytest
 
+from loopwatch.probes import causes
 from loopwatch.probes.causes import Collections, Evidence, cause_between
 from loopwatch.probes.remedies import remedy_for
 from loopwatch.probes.stops import stopped_for
+from loopwatch.testing import FakeClock
 
 NONE = Evidence(at=0, cpu=0, process_cpu=0, in_gc=0, run_queue=0, withheld=0, voluntary=0, asleep=False)
 
@@ -55,22 +58,49 @@ def test_a_watcher_that_was_kept_out_tells_of_another_threads_c_code():
     assert cause_between(NONE, seen, kept_out=True) == "gil"
 
 
-def test_the_time_in_collections_is_known_for_an_instant_that_has_passed():
-    junk = [[number] for number in range(500_000)]
+def test_the_time_in_collections_is_known_for_an_instant_that_has_passed(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(causes, "time", types.SimpleNamespace(perf_counter_ns=clock))
+    collections = Collections(threading.get_ident())
+    start = clock()
+    for _ in range(2):
+        clock.advance(0.1)
+        collections._hear("start", {})
+        clock.advance(0.2)
+        assert collections.total_at(clock()) == collections.total(clock())
+        collections._hear("stop", {})
+    times = {0.0: 0.0, 0.1: 0.0, 0.2: 0.1, 0.3: 0.2, 0.4: 0.2, 0.5: 0.3, 0.6: 0.4, 0.7: 0.4}
+    for at, in_collections in times.items():
+        assert collections.total_at(start + round(at * 1e9)) == pytest.approx(in_collections * 1e9), at
+    assert collections.total(clock()) == pytest.approx(0.4e9)
+
+
+def test_a_collection_takes_as_long_as_this_thread_computes_meanwhile():
+    gc.disable()
+    junk = [[number] for number in range(100_000)]
     collections = Collections(threading.get_ident())
     collections.start()
     try:
-        before = time.perf_counter_ns()
+        before, computed = time.perf_counter_ns(), time.thread_time_ns()
         gc.collect()
-        after = time.perf_counter_ns()
+        computed, after = time.thread_time_ns() - computed, time.perf_counter_ns()
     finally:
         collections.stop()
+        gc.enable()
     del junk
-    took = collections.total(after)
-    assert took == pytest.approx(after - before, rel=0.2)
+    assert 0.8 * computed <= collections.total(after) <= after - before
     assert collections.total_at(before) == 0
-    assert collections.total_at((before + after) // 2) == pytest.approx(took / 2, rel=0.2)
-    assert collections.total_at(after) == took
+    assert collections.total_at(after) == collections.total(after)
+
+
+def test_collections_of_another_thread_do_not_count():
+    collections = Collections(threading.get_ident() + 1)
+    collections.start()
+    try:
+        gc.collect()
+    finally:
+        collections.stop()
+    assert collections.total(time.perf_counter_ns()) == 0
 
 
 def test_no_time_at_all_tells_nothing():
