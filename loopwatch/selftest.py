@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SECONDS = 0.3
 TOLERANCE_SECONDS = 0.05
 PAUSE_SECONDS = 0.3
+TRIES = 3
+"""Try each deed this often until the result is right: a busy machine disturbs one try, a fault disturbs all."""
 
 _DEEDS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
     ("sleep on the loop", "blocking", block_loop),
@@ -98,10 +100,18 @@ async def _block(watch: LoopWatch) -> tuple[str, list[_Finding]]:
     async with watch:
         clock = watch.clock_name
         for deed, expected, do in _DEEDS:
-            await asyncio.sleep(PAUSE_SECONDS)
-            before = len(watch.stalls)
-            took = do(SECONDS)
-            await asyncio.sleep(PAUSE_SECONDS)
-            seen = watch.stalls[before:]
-            findings.append(_Finding(deed, expected, took, seen[0] if len(seen) == 1 else None))
+            for _ in range(TRIES):
+                finding = await _try(watch, deed, expected, do)
+                if finding.is_right:
+                    break
+            findings.append(finding)
     return clock, findings
+
+
+async def _try(watch: LoopWatch, deed: str, expected: str, do: Callable[[float], float]) -> _Finding:
+    await asyncio.sleep(PAUSE_SECONDS)
+    before = len(watch.stalls)
+    took = do(SECONDS)
+    await asyncio.sleep(PAUSE_SECONDS)
+    seen = watch.stalls[before:]
+    return _Finding(deed, expected, took, seen[0] if len(seen) == 1 else None)
