@@ -152,8 +152,8 @@ def test_an_exemplar_that_the_snapshot_lacks_yet_leaves_counts_and_sums_true(rea
             route="/", method="GET", durations={"2xx": now[0]}, cpu_times=now[0], wait_times=now[0], times={}
         )
         return types.SimpleNamespace(
-            loop=None, stall_durations={}, stall_times={}, routes=[route], victims={}, active=0, pools=[],
-            self_time={}, dropped={},
+            build=None, loop=None, stall_durations={}, stall_times={}, routes=[route], victims={}, active=0,
+            pools=[], self_time={}, dropped={},
         )  # fmt: skip
 
     exporter = OpenTelemetryExporter(snapshot, reader.provider)

@@ -87,8 +87,15 @@ def in_a_comprehension():
 
 def at(work):
     """Return what is seen of a thread that is in the middle of ``work``."""
-    thread = threading.Thread(target=work)
+    begins = threading.Event()
+
+    def begin():
+        begins.set()
+        work()
+
+    thread = threading.Thread(target=begin)
     thread.start()
+    assert begins.wait(30)
     time.sleep(SECONDS / 2)
     sample = Sampler().sample(thread.ident)
     if lock.locked():
@@ -97,6 +104,7 @@ def at(work):
     return sample
 
 
+@pytest.mark.contended
 @pytest.mark.parametrize(
     ("work", "call"),
     [
@@ -122,6 +130,7 @@ def test_the_line_and_its_call_are_named(work, call):
     assert sample.call == call
 
 
+@pytest.mark.contended
 @pytest.mark.parametrize(
     ("work", "call"),
     [(Watchful.through_a_property, "self.waits.get"), (Watchful.through_what_is_made_up, "self.nowhere.get")],
@@ -142,6 +151,7 @@ def test_an_object_that_was_looked_at_keeps_its_attributes_where_the_interpreter
     assert has_dictionary(holder, "waiting")
 
 
+@pytest.mark.contended
 def test_what_a_library_does_is_blamed_on_the_line_that_called_it():
     sample = at(through_a_variable)
     assert "threading.Event.wait" in sample.inner
@@ -164,6 +174,7 @@ def test_code_of_the_user_and_of_libraries_are_told_apart():
     assert not is_app(compile("1", "<string>", "eval"))
 
 
+@pytest.mark.contended
 def test_a_statement_of_a_local_connection_is_known_by_its_type():
     def query():
         with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as connection:
