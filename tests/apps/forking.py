@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+import time
 
 import httpx
 from fastapi import FastAPI
@@ -31,11 +32,12 @@ def on_the_page():
     )
 
 
-def tell(who):
+def report(who):
     snapshot = watch.snapshot()
     route = snapshot.route("/work")
-    told = {
+    seen = {
         "who": who,
+        "at": time.monotonic(),
         "requests": route.requests if route else 0,
         "work": snapshot.pool("anyio").run_times.count if snapshot.pool("anyio") else 0,
         "active": snapshot.active,
@@ -44,7 +46,7 @@ def tell(who):
         "dropped": dict(snapshot.dropped),
         "threads": sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("loopwatch")),
     }
-    print(json.dumps(told), flush=True)
+    print(json.dumps(seen), flush=True)
 
 
 async def serve(requests, meanwhile=None):
@@ -68,11 +70,11 @@ def fork(in_child):
 
 
 def child(requests):
-    tell("child at its begin")
+    report("child at its begin")
     asyncio.set_event_loop(None)
     asyncio.events._set_running_loop(None)  # it was forked in the middle of the parent's
     asyncio.run(serve(requests))
-    tell("child at its end")
+    report("child at its end")
 
 
 when = sys.argv[1]
@@ -81,4 +83,4 @@ if when == "before":
 asyncio.run(serve(5, (lambda: fork(lambda: child(3))) if when == "during" else None))
 if when == "after":
     fork(lambda: child(3))
-tell("parent")
+report("parent")

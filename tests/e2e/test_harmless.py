@@ -7,8 +7,10 @@ import os
 import pathlib
 import time
 
+import pytest
+
 from tests.quiet import waking_thread
-from tests.serving import LOOPS, serve
+from tests.serving import LOOPS, QUICK_LOOPS, serve
 
 
 def cpu_seconds(process):
@@ -16,6 +18,8 @@ def cpu_seconds(process):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.slow
+@pytest.mark.contended  # caches that are shared with others make each wake-up dearer
 def test_an_idle_server_uses_next_to_nothing():
     with contextlib.ExitStack() as stack:
         apps = [stack.enter_context(serve("tests.apps.idle:app", loop)) for loop in LOOPS]
@@ -27,6 +31,7 @@ def test_an_idle_server_uses_next_to_nothing():
     assert max(used) < 8 * yardstick()  # one percent of a core that is left alone, uvicorn included
 
 
+@pytest.mark.slow
 def test_a_page_of_36000_lines_does_not_stall_the_loop(loop_kind):
     with serve("tests.apps.many_lines:app", loop_kind) as app:
         port = app.url.rpartition(":")[2]
@@ -37,10 +42,10 @@ def test_a_page_of_36000_lines_does_not_stall_the_loop(loop_kind):
 
         ours, on_the_loop = gaps("/metrics"), gaps("/on-the-loop")
     # The machine may be late by itself now and then; rendering on the loop is late every time.
-    assert sorted(ours)[2] < 0.05, ours
-    assert min(on_the_loop) > 2 * sorted(ours)[2], (ours, on_the_loop)
+    assert min(on_the_loop) > 4 * min(ours), (ours, on_the_loop)
 
 
+@pytest.mark.parametrize("loop_kind", QUICK_LOOPS, indirect=True)
 def test_it_ends_cleanly_and_leaves_no_thread_behind(loop_kind):
     with serve("tests.apps.idle:app", loop_kind) as app:
         app.get("/metrics")

@@ -19,9 +19,10 @@ from starlette.responses import PlainTextResponse
 import loopwatch
 from loopwatch.asgi import is_installed
 from loopwatch.instrumentor import LoopWatchInstrumentor
-from tests.serving import ROOT, free_port, wait_until
+from tests.serving import PATIENCE_SECONDS, ROOT, free_port, said_at_the_end, wait_until
 
 pytestmark = pytest.mark.once
+slow = pytest.mark.slow
 
 COMMAND = pathlib.Path(sys.executable).parent / "opentelemetry-instrument"
 NO_EXPORTERS = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
@@ -41,10 +42,10 @@ def serve_once(app, *options, **environ):
     with run(app, port, *options, **environ) as process:
         try:
             wait_until(lambda: process.poll() is not None or httpx.get(at + "/ready"), "the app")
-            page = httpx.get(at + "/metrics")
+            page = httpx.get(at + "/metrics", timeout=PATIENCE_SECONDS)
         finally:
             process.send_signal(signal.SIGINT)
-            said, _ = process.communicate(timeout=20)
+            said = said_at_the_end(process)
     return page, said
 
 
@@ -52,12 +53,14 @@ def serve_once(app, *options, **environ):
     ("app", "options"),
     [
         (["tests.apps.plain:app"], {}),
-        (["tests.apps.plain:make_app", "--factory"], {}),
-        (["tests.apps.plain:any_asgi_app"], {}),  # it calls a FastAPI app
-        (["tests.apps.idle:app"], {}),  # its code has installed loopwatch already
-        (["tests.apps.plain:app", "--workers", "2"], {}),
-        (["tests.apps.plain:app", "--lifespan", "off"], {}),
-        (["tests.apps.plain:app"], {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "fastapi,asgi"}),
+        pytest.param(["tests.apps.plain:make_app", "--factory"], {}, marks=slow),
+        pytest.param(["tests.apps.plain:any_asgi_app"], {}, marks=slow),  # it calls a FastAPI app
+        pytest.param(["tests.apps.idle:app"], {}, marks=slow),  # its code has installed loopwatch already
+        pytest.param(["tests.apps.plain:app", "--workers", "2"], {}, marks=slow),
+        pytest.param(["tests.apps.plain:app", "--lifespan", "off"], {}, marks=slow),
+        pytest.param(
+            ["tests.apps.plain:app"], {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "fastapi,asgi"}, marks=slow
+        ),
     ],
 )
 def test_it_measures_once_and_ctrl_c_ends_it(app, options):
@@ -69,12 +72,14 @@ def test_it_measures_once_and_ctrl_c_ends_it(app, options):
     assert "Skipping FastAPI instrumentation" not in said
 
 
+@slow
 def test_its_spans_tell_their_states():
     page, said = serve_once("tests.apps.plain:app", OTEL_TRACES_EXPORTER="console")
     assert page.status_code == 200, said
     assert '"loopwatch.time.loop_cpu": 0.' in said
 
 
+@slow
 def test_it_can_be_left_out():
     page, said = serve_once("tests.apps.plain:app", OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="loopwatch")
     assert page.status_code == 404, said

@@ -15,6 +15,7 @@ from tests.serving import ROOT
 
 pytestmark = [
     pytest.mark.once,
+    pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         not (os.environ.get("CI") or os.environ.get("PREVIEW")), reason="set PREVIEW=yes: needs npm, chromium"
@@ -53,6 +54,7 @@ def test_the_json_has_the_types_that_grafana_declares():
         cwd=ROOT / "dashboards/preview",
         capture_output=True,
         text=True,
+        timeout=300,
         check=False,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr

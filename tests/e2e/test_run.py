@@ -10,9 +10,10 @@ import sys
 import httpx
 import pytest
 
-from tests.serving import ROOT, free_port, wait_until
+from tests.serving import PATIENCE_SECONDS, ROOT, free_port, said_at_the_end, wait_until
 
 pytestmark = pytest.mark.once
+slow = pytest.mark.slow
 
 
 def run(*arguments, **environ):
@@ -26,21 +27,23 @@ def run(*arguments, **environ):
     ("app", "options"),
     [
         ("tests.apps.plain:app", []),
-        ("tests.apps.plain:make_app", ["--factory"]),
-        ("tests.apps.plain:any_asgi_app", []),
-        ("tests.apps.plain:asgi2_app", []),
-        ("tests.apps.plain:wsgi_app", ["--interface", "wsgi"]),
-        ("tests.apps.idle:app", []),  # its code has installed loopwatch already
-        ("tests.apps.plain:app", ["--workers", "2"]),
+        pytest.param("tests.apps.plain:make_app", ["--factory"], marks=slow),
+        pytest.param("tests.apps.plain:any_asgi_app", [], marks=slow),
+        pytest.param("tests.apps.plain:asgi2_app", [], marks=slow),
+        pytest.param("tests.apps.plain:wsgi_app", ["--interface", "wsgi"], marks=slow),
+        pytest.param("tests.apps.idle:app", [], marks=slow),  # its code has installed loopwatch already
+        pytest.param("tests.apps.plain:app", ["--workers", "2"], marks=slow),
     ],
 )
 def test_it_measures_and_ctrl_c_ends_it(app, options):
     at = f"http://127.0.0.1:{(port := free_port())}"
     with run(app, "--port", str(port), "--log-level", "warning", *options) as process:
-        wait_until(lambda: process.poll() is not None or httpx.get(at + "/ready"), "the app")
-        page = httpx.get(at + "/metrics")
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=20)
+        try:
+            wait_until(lambda: process.poll() is not None or httpx.get(at + "/ready"), "the app")
+            page = httpx.get(at + "/metrics", timeout=PATIENCE_SECONDS)
+        finally:
+            process.send_signal(signal.SIGINT)
+            said = said_at_the_end(process)
     assert page.status_code == 200, said
     assert "loopwatch_loop_lag_seconds_bucket" in page.text
     assert page.text.count("# TYPE loopwatch_request_active gauge") == 1
@@ -51,9 +54,9 @@ def test_it_measures_and_ctrl_c_ends_it(app, options):
     ("arguments", "environ", "says"),
     [
         (["tests.apps.nowhere:app"], {}, 'Could not import module "tests.apps.nowhere"'),
-        (["tests.apps.plain:app", "--no-such-option"], {}, "No such option"),
-        (["tests.apps.plain:nothing"], {}, 'Attribute "nothing" not found'),
-        (["tests.apps.plain:app", "--interface", "cgi"], {}, "invalid choice: 'cgi'"),
+        pytest.param(["tests.apps.plain:app", "--no-such-option"], {}, "No such option", marks=slow),
+        pytest.param(["tests.apps.plain:nothing"], {}, 'Attribute "nothing" not found', marks=slow),
+        pytest.param(["tests.apps.plain:app", "--interface", "cgi"], {}, "invalid choice: 'cgi'", marks=slow),
         (["tests.apps.plain:app"], {"LOOPWATCH_MAX_ROUTES": "many"}, "must be a whole number, got 'many'"),
         ([], {}, "APP"),
         (["--port", "8000", "tests.apps.plain:app"], {}, "APP comes first, as module:attribute, got '8000'"),
@@ -61,15 +64,18 @@ def test_it_measures_and_ctrl_c_ends_it(app, options):
 )
 def test_what_is_wrong_is_said_and_the_exit_code_says_it_too(arguments, environ, says):
     with run(*arguments, **environ) as process:
-        said, _ = process.communicate(timeout=20)
+        said = said_at_the_end(process)
     assert process.returncode != 0
     assert says in said
 
 
+@slow
 def test_variables_that_the_apps_own_code_makes_void_are_said_to_be():
     at = f"http://127.0.0.1:{(port := free_port())}"
     with run("tests.apps.idle:app", "--port", str(port), LOOPWATCH_MAX_ROUTES="7") as process:
-        wait_until(lambda: process.poll() is not None or httpx.get(at + "/ready"), "the app")
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=20)
+        try:
+            wait_until(lambda: process.poll() is not None or httpx.get(at + "/ready"), "the app")
+        finally:
+            process.send_signal(signal.SIGINT)
+            said = said_at_the_end(process)
     assert "the app's own code installs loopwatch" in said
