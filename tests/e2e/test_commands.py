@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from benchmarks import overhead
+from benchmarks import instructions, overhead
 from tests.prometheus import installed
 from tests.serving import ROOT, wait_until
 
@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 PATIENCE_SECONDS = 150
 BENCH = [sys.executable, "-m", "benchmarks.overhead"]
-SMALL = ["--rounds", "1", "--quick", "--in-flight", "1", "--loops", "asyncio"]
+ONE_ROUND = ["--rounds", "1", "--in-flight", "1", "--loops", "asyncio"]
+SMALL = [*ONE_ROUND, "--quick"]
 ENDLESS = ["--rounds", "1000", *SMALL[2:]]
 OURS = "compiled" if importlib.util.find_spec("loopwatch._core") else "pure"
 FASTEST = f"bare,{OURS}"
@@ -85,7 +86,7 @@ def test_bench_process():
 
 def test_bench_paired_on_both_loops():
     variants = f"bare,again,{OURS}"
-    done = command(*BENCH, *SMALL[:-2], "--parts", "paired", "--variants", variants)
+    done = command(*BENCH, *SMALL, "--loops", "asyncio,uvloop", "--parts", "paired", "--variants", variants)
     headings = [f"{loop}, `{route}`, one process" for loop in ("asyncio", "uvloop") for route in ("async", "def")]
     check_figures(done.stdout, headings, variants)
 
@@ -103,11 +104,16 @@ def test_bench_instructions_counts_more_of_them_with_loopwatch_than_without():
     assert cells[OURS] > cells["bare"] == 1
 
 
+def test_twice_as_many_requests_are_twice_as_many_instructions():
+    installed("valgrind", "valgrind")
+    once, twice = (instructions.executed("bare", warm_up=5, count=count) for count in (20, 40))
+    assert twice / once == pytest.approx(2, rel=0.05)
+
+
 def test_bench_writes_the_table_between_the_markers(tmp_path):
     file = tmp_path / "page.md"
     file.write_text(f"before\n{overhead.BEGIN}old\n{overhead.END}after\n")
-    options = ["--rounds", "1", *SMALL[3:], "--parts", "process", "--variants", FASTEST, "--write", str(file)]
-    done = command(*BENCH, *options)
+    done = command(*BENCH, *ONE_ROUND, "--parts", "process", "--variants", FASTEST, "--write", str(file))
     table = done.stdout.removesuffix("\n")
     assert file.read_text() == f"before\n{overhead.BEGIN}{table}{overhead.END}after\n"
     check_figures(file.read_text(), ["asyncio, `async`", "asyncio, `def`"], FASTEST)
@@ -116,7 +122,8 @@ def test_bench_writes_the_table_between_the_markers(tmp_path):
 def test_bench_refuses_a_file_without_markers_before_it_starts_anything(tmp_path):
     file = tmp_path / "page.md"
     file.write_text("no markers")
-    done = command(*BENCH, "--parts", "process", "--variants", FASTEST, "--write", str(file), code=1)
+    options = ["--parts", "process", "--variants", FASTEST, "--write", str(file)]
+    done = command(*BENCH, *ONE_ROUND, *options, code=1)
     assert done.stdout == ""
     assert done.stderr == (
         f"--write cannot write the table into {file}: It has no lines <!-- benchmark --> and "
@@ -136,7 +143,9 @@ def without(tmp_path):
 
 
 def test_bench_names_each_variant_that_does_not_run_before_it_measures(without):
-    done = command(*BENCH, "--parts", "process", "--variants", f"{FASTEST},aiocop", env=without("aiocop"), code=1)
+    done = command(
+        *BENCH, *SMALL, "--parts", "process", "--variants", f"{FASTEST},aiocop", env=without("aiocop"), code=1
+    )
     assert done.stdout == ""
     assert "Nothing was measured, as these variants do not run:\n  aiocop: ModuleNotFoundError:" in done.stderr
     assert f"  {OURS}:" not in done.stderr
@@ -146,7 +155,7 @@ def test_bench_names_each_variant_that_does_not_run_before_it_measures(without):
 @pytest.mark.parametrize("variant", ["compiled", "exporting"])
 def test_bench_does_not_measure_the_plain_core_as_the_compiled_one(variant, without):
     env = without("loopwatch._core")
-    done = command(*BENCH, "--parts", "process", "--variants", f"bare,pure,{variant}", env=env, code=1)
+    done = command(*BENCH, *SMALL, "--parts", "process", "--variants", f"bare,pure,{variant}", env=env, code=1)
     assert done.stdout == ""
     assert f"  {variant}: {variant} needs the compiled core, which is not built here." in done.stderr
     assert "  pure:" not in done.stderr
