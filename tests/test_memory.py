@@ -15,7 +15,7 @@ import loopwatch
 from tests.requests import scope
 from tests.waiting import until
 
-FEWEST = 600
+FEWEST = 400
 """After so many requests of each kind nothing is made for the first time any more."""
 
 
@@ -27,7 +27,7 @@ async def send(message):
     pass
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [250, pytest.param(1500, marks=pytest.mark.slow)])
 def test_memory_is_flat_after_a_warm_up(run, count):
     app = FastAPI()
 

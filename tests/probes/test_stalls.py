@@ -193,11 +193,16 @@ else:
 """
 
 
-STOPPED = ["while a callback runs", pytest.param("while the watcher looks", marks=pytest.mark.slow)]
+STOPPED = [
+    ("uvloop", "while a callback runs"),
+    pytest.param("asyncio", "while a callback runs", marks=pytest.mark.slow),
+    pytest.param("asyncio", "while the watcher looks", marks=pytest.mark.slow),
+    pytest.param("uvloop", "while the watcher looks", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.contended
-@pytest.mark.parametrize("when", STOPPED)
+@pytest.mark.parametrize(("loop_kind", "when"), STOPPED)
 def test_a_process_that_was_stopped_has_not_stalled(loop_kind, when):
     with subprocess.Popen(
         [sys.executable, "-c", POLLS_AND_IS_STOPPED, loop_kind, when], cwd=ROOT, stdout=subprocess.PIPE, text=True
