@@ -15,7 +15,7 @@ from loopwatch.probes.stalls import StallsProbe
 @pytest.mark.blocks
 def test_it_finds_that_detection_works():
     done = subprocess.run(
-        [sys.executable, "-m", "loopwatch", "selftest"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "loopwatch", "selftest"], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "asyncio: selector clock" in done.stdout

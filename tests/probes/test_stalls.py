@@ -207,11 +207,14 @@ def test_a_process_that_was_stopped_has_not_stalled(loop_kind, when):
     with subprocess.Popen(
         [sys.executable, "-c", POLLS_AND_IS_STOPPED, loop_kind, when], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
-        _, status = os.waitpid(process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-        time.sleep(1.0)
-        os.kill(process.pid, signal.SIGCONT)
-        assert process.stdout.readline() == "[]\n"
+        try:
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            time.sleep(1.0)
+            os.kill(process.pid, signal.SIGCONT)
+            assert process.stdout.readline() == "[]\n"
+        finally:
+            process.kill()  # one that is stopped never ends
 
 
 LATE_STALLS, LATE_STALL_SECONDS = 10, 0.2
@@ -460,5 +463,5 @@ asyncio.run({main}())
 def test_a_stall_that_is_the_last_thing_a_process_does_is_logged(main, times):
     for _ in range(times):
         command = [sys.executable, "-c", LAST_WORDS.format(main=main)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
         assert done.stderr.count(f" ms in __main__:{main} (") == 1, done.stderr

@@ -286,7 +286,7 @@ def test_steps_that_follow_each_other_let_a_watcher_have_the_gil_that_waits_for_
     goes_on.acquire()
     try:
         watcher.start()
-        is_there.wait()
+        assert is_there.wait(30)
         if is_expected:
             stage.expect_watcher(time.perf_counter_ns() + 3_000_000)
         goes_on.release()  # which keeps the GIL
