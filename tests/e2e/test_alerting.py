@@ -16,7 +16,7 @@ from dashboards import alerts
 from tests.prometheus import installed, prometheus_with
 from tests.serving import ROOT, free_port, serve, wait_until
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 QUICK = alerts.Thresholds(window="5s", route_blocks_for="2s")
 NAME, ROUTE = "LoopwatchRouteBlocksLoop", "/mistake/sleep"

