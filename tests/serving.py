@@ -26,6 +26,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 PATIENCE_SECONDS = 30
 """How long a test waits for what takes a second or two where nothing else runs."""
 
+ANSWER_SECONDS = 90
+"""How long it waits for one answer: an app under load may have many to give before."""
+
 _given_up = threading.Event()
 """Set while :func:`on_both_loops` ends early: whoever waits in one of its threads waits no longer."""
 
@@ -96,7 +99,7 @@ def client_of(url):
     """Return a client that makes a connection for each request, and may be used by several threads."""
     # Not `Limits(max_keepalive_connections=0)`: between two of its requests a connection lies idle all the
     # same, and httpcore 1.0.9 may give it to one thread while another closes it ("Bad file descriptor").
-    return httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, headers={"Connection": "close"})
+    return httpx.Client(base_url=url, timeout=ANSWER_SECONDS, headers={"Connection": "close"})
 
 
 class Served:

@@ -1,6 +1,7 @@
 """An app that holds its loop for as long as it is asked to, with its metrics on a port of their own."""
 
 import os
+import time
 
 from fastapi import FastAPI
 
@@ -18,4 +19,6 @@ async def ready():
 
 @app.get("/block")
 async def block(seconds: float):
-    return block_loop(seconds)
+    """Return when the loop was held, by the clocks that all processes share."""
+    began = {"monotonic": time.monotonic(), "unix": time.time()}
+    return {"seconds": block_loop(seconds), "began": began, "ended": time.monotonic()}
