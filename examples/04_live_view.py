@@ -286,7 +286,7 @@ def run(options, stopping, folder, console):
     """Run the servers and show what they do."""
     port = servers.usable_port(options.port, "--port")
     target = f"{servers.HOST}:{port}"
-    console.print(f"loopwatch measures with the {describe_core()}.", markup=False, highlight=False)
+    console.print(f"loopwatch measures with the {describe_core()}.", markup=False, highlight=False, soft_wrap=True)
     console.print(f"The app: http://{target}/docs, its metrics: http://{target}/metrics", soft_wrap=True)
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(HERE), "02_mistakes:app", "--log-level", "warning"]
     where = ["--host", servers.HOST, "--port", str(port), "--loop", options.loop]
