@@ -19,6 +19,8 @@ import sysconfig
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from loopwatch.probes.variables import UNKNOWN, variable
+
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
@@ -50,8 +52,6 @@ _AWAITS = ("SEND", "YIELD_VALUE", "RESUME")
 _WITH = ("BEFORE_WITH", "BEFORE_ASYNC_WITH")
 _DOTTED = re.compile(r"[^\W\d]\w*(\s*\.\s*[^\W\d]\w*)*")
 _METHOD = re.compile(r"\.\s*([^\W\d]\w*)$")
-_UNKNOWN = object()
-
 _Place = tuple[int | None, int | None, int | None, int | None]
 """Of some source: its first and last line, the first column and the one after the last, in bytes."""
 
@@ -173,8 +173,8 @@ def call_in(frame: FrameType, instruction: int) -> str:
     if names[index] in _CALLS:
         return _name_of(_source(code, _called(places, places[index])), frame)
     expression = _names_in(_source(code, whole))  # with lock: ...
-    found = _find(expression, frame) if expression else _UNKNOWN
-    return "" if found is _UNKNOWN else _type_name(found)
+    found = _find(expression, frame) if expression else UNKNOWN
+    return "" if found is UNKNOWN else _type_name(found)
 
 
 def _at_or_before(names: list[str], index: int) -> int:
@@ -234,11 +234,11 @@ def _name_of(called: str, frame: FrameType) -> str:
         owner = _find(owners, frame)
         if isinstance(owner, ModuleType):
             return f"{owner.__name__}.{attribute}"
-        if owner is _UNKNOWN:
+        if owner is UNKNOWN:
             return ".".join(names)
         return f"{_full_name(owner if isinstance(owner, type) else type(owner))}.{attribute}"
     found = _find(names, frame)
-    if found is _UNKNOWN:
+    if found is UNKNOWN:
         return attribute
     return _full_name(found) or _type_name(found)
 
@@ -248,14 +248,14 @@ def _find(names: list[str], frame: FrameType) -> Any:
     name, *attributes = names
     code = frame.f_code
     if name in code.co_varnames or name in code.co_freevars + code.co_cellvars:
-        found = frame.f_locals.get(name, _UNKNOWN)
+        found = variable(frame, name)
     else:
-        found = frame.f_globals.get(name, vars(builtins).get(name, _UNKNOWN))
+        found = frame.f_globals.get(name, vars(builtins).get(name, UNKNOWN))
     for attribute in attributes:
-        if found is _UNKNOWN:
+        if found is UNKNOWN:
             break
         found = (
-            vars(found).get(attribute, _UNKNOWN)
+            vars(found).get(attribute, UNKNOWN)
             if isinstance(found, ModuleType)
             else _attribute_of(found, attribute)
         )
@@ -263,21 +263,21 @@ def _find(names: list[str], frame: FrameType) -> Any:
 
 
 def _attribute_of(owner: Any, name: str) -> Any:
-    """Return an attribute of an object, ``_UNKNOWN`` where only code of its class could tell.
+    """Return an attribute of an object, ``UNKNOWN`` where only code of its class could tell.
 
     :func:`inspect.getattr_static` is asked of classes alone. Of an object it wants the dictionary, which CPython up
     to 3.12 then makes, and then finds its attributes more slowly for good: all of a loop's or a transport's,
     after one stall in one of its methods.
     """
-    of_class = inspect.getattr_static(owner if isinstance(owner, type) else type(owner), name, _UNKNOWN)
+    of_class = inspect.getattr_static(owner if isinstance(owner, type) else type(owner), name, UNKNOWN)
     if hasattr(type(of_class), "__get__"):
-        return _UNKNOWN
+        return UNKNOWN
     if isinstance(owner, type):
         return of_class
     try:
         return object.__getattribute__(owner, name)  # with no descriptor of that name, this runs nothing
     except AttributeError:
-        return _UNKNOWN
+        return UNKNOWN
 
 
 def _full_name(named: Any) -> str:
