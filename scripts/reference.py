@@ -78,9 +78,9 @@ Fields of `loopwatch.Config`. `Config.from_env()` reads the variables, and so do
 
 {settings()}
 
-Two variables are read by name only. `LOOPWATCH_PURE=1` selects the plain core when loopwatch is imported, and leaves the
-compiled one out when loopwatch is built. `LOOPWATCH_REQUIRE_COMPILED=1` makes a build without the compiled core fail, with
-the compiler's message.
+Two variables are no settings. `LOOPWATCH_PURE=1` selects the plain core when loopwatch is imported, and leaves the
+compiled one out when loopwatch is built. `LOOPWATCH_REQUIRE_COMPILED=1` makes a build without the compiled core
+fail, with the compiler's message.
 
 ## Metrics
 

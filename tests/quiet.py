@@ -35,8 +35,8 @@ def withheld(pid="self"):
 def withheld_from_anybody():
     """Return the seconds in which some process of the machine was ready to run and got no CPU.
 
-    That is what the kernel calls pressure. Where it does not keep account of it, it is the time that has passed: any
-    measurement may have been disturbed then.
+    That is what the kernel calls pressure. Where the kernel does not account for it, this is the time that has
+    passed: any measurement may have been disturbed then.
     """
     try:
         some = pathlib.Path("/proc/pressure/cpu").read_text().partition("\n")[0]

@@ -1,9 +1,9 @@
-"""What is a local variable of a running frame bound to? Read so that nothing of the reading is left. Watcher thread.
+"""What is a local variable of a running frame bound to? Nothing of the reading stays in the frame. Watcher thread.
 
-Up to CPython 3.12, ``frame.f_locals`` leaves a copy of all variables in the frame, and the frame keeps that until it
-ends: objects that the app lets go of stay alive. From 3.13 on it is a view. In 3.12, ``PyFrame_GetVar`` of the C API
-returns one variable. In 3.11 the copy is emptied again. It is not made at all where the app could hold it: where a
-function names ``locals`` or its like, or is traced.
+Up to CPython 3.12, ``frame.f_locals`` leaves a copy of all variables in the frame, and the frame keeps that until
+it ends: objects that the app lets go of stay alive. From 3.13 on it is a view. In 3.12, ``PyFrame_GetVar`` of the
+C API returns one variable. In 3.11 the copy is emptied again. It is not made at all where the app could hold it:
+where a function names ``locals`` or its like, or is traced.
 """
 
 from __future__ import annotations
