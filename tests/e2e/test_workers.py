@@ -15,13 +15,15 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving import ROOT, client_of, free_port, read, wait_until
+from tests.serving import ROOT, client_of, free_port, read, stop, wait_until
 
 pytestmark = pytest.mark.once
+slow = pytest.mark.slow
 
 APP = "tests.apps.many:app"
-REQUESTS, SCRAPES = 200, 12
+REQUESTS, SCRAPES = 60, 8
 STALL_SECONDS, STALL_SHOWN_SECONDS = 0.4, 0.35
+STUCK_SECONDS = 4
 SCRAPERS, DEAD_WORKERS = 4, 100
 NO_PROCESS = 2**22 + 1
 """A number past those that Linux gives to processes."""
@@ -107,20 +109,21 @@ def workers(server, folder):
             assert process.poll() is None, read(log)
             yield served
         finally:
-            process.terminate()
             try:
-                process.wait(timeout=20)
+                stop(process)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize(
+    "server", [name if name == "uvicorn" else pytest.param(name, marks=slow) for name in SERVERS]
+)
 def test_each_scrape_is_of_both_workers(server, tmp_path):
     with workers(server, tmp_path) as served:
         both = served.pids()
         answered = [served.get("/work").json()["pid"] for _ in range(REQUESTS)]
-        assert set(answered) == both
+        assert set(answered) <= both
         stalled = served.get(f"/block?seconds={STALL_SECONDS}").json()["pid"]
         before = [served.scrape() for _ in range(SCRAPES)]
         assert [requests_told(samples, "/work") for samples in before] == [REQUESTS] * SCRAPES
@@ -138,6 +141,7 @@ def test_each_scrape_is_of_both_workers(server, tmp_path):
         served.pids()  # a server that is asked to end while a new worker starts may not (granian 2.8)
 
 
+@slow
 def test_no_page_fails_for_what_dead_workers_leave(tmp_path):
     """A file that its worker could not even size, and gauges that all others put away at the same time."""
     with workers("uvicorn", tmp_path) as served:
@@ -152,32 +156,35 @@ def test_no_page_fails_for_what_dead_workers_leave(tmp_path):
         assert not list(tmp_path.glob(f"gauge_live*_{NO_PROCESS}.db"))
 
 
-def test_a_worker_that_is_stuck_is_told_of_by_the_other(tmp_path):
-    with workers("uvicorn", tmp_path) as served:
+@slow
+def test_the_other_worker_reports_one_that_is_stuck(tmp_path):
+    with workers("uvicorn", tmp_path) as served, ThreadPoolExecutor(1) as thread:
         served.pids()
-        stuck = subprocess.Popen(
-            [sys.executable, "-c", f"import httpx; httpx.get('{served.url}/block?seconds=3', timeout=9)"]
-        )
-        started = time.monotonic()
-        time.sleep(1)
+        before = told(served.scrape(), "loop_lag_max_seconds")
+        asked = time.monotonic()
+        stuck = thread.submit(served.get, f"/block?seconds={STUCK_SECONDS}")
         shown = []
-        while time.monotonic() < started + 2.5:
+        while not stuck.done():
             with contextlib.suppress(httpx.TimeoutException):  # the one that is stuck was asked
-                page = httpx.get(served.url + "/metrics", timeout=0.6).text
+                page = httpx.get(served.url + "/metrics", timeout=STUCK_SECONDS / 4).text
                 (line,) = [line for line in page.splitlines() if line.startswith("loopwatch_loop_lag_max_seconds ")]
-                shown.append(float(line.split()[1]))
-        stuck.wait()
-    assert shown == sorted(shown)
-    assert shown[-1] > 1
+                shown.append((time.monotonic() - asked, float(line.split()[1])))
+    lags = [lag for _, lag in shown if lag > before]
+    assert lags == sorted(lags)
+    assert len(set(lags)) > 3, shown  # it grows while the loop is held
+    assert all(lag <= max(passed, before) for passed, lag in shown), shown
+    assert lags[-1] > STUCK_SECONDS / 3, shown
 
 
-@pytest.mark.parametrize("folder", ["", "/no/such/folder", __file__])
+@pytest.mark.parametrize(
+    "folder", ["/no/such/folder", pytest.param("", marks=slow), pytest.param(__file__, marks=slow)]
+)
 def test_a_folder_that_cannot_be_used_is_an_error_at_start(folder):
     arguments = [*SERVERS["uvicorn"], str(free_port())]
     arguments[arguments.index("--workers") + 1] = "1"
     environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": folder}
     ended = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=90, check=False
     )
     assert ended.returncode != 0
     assert f"PROMETHEUS_MULTIPROC_DIR must be a folder that can be written to, got {folder!r}." in ended.stderr
