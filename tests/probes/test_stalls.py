@@ -159,7 +159,7 @@ def test_a_garbage_collection_is_called_one(run):
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_c_code_that_keeps_the_gil_is_named(run):
-    (stall,) = stalls_of(run, lambda: pow(3, 2_000_000) > 0)
+    (stall,) = stalls_of(run, lambda: pow(3, 4_000_000) > 0)
     assert stall.cause in {"cpu", "starved", "unknown"}
     assert "test_c_code_that_keeps_the_gil" in stall.function
 
