@@ -17,7 +17,7 @@ from tests.serving import serve
 slow = pytest.mark.slow
 APP = "tests.apps.truth:app"
 TOLERANCE_SECONDS, TOLERANCE = 0.005, 0.05
-JUDGED, MOST = 3, 7
+JUDGED, MOST = 3, 5
 """How many measurements are judged, and of how many those are the least disturbed ones."""
 
 KINDS = [("asyncio", 0, "plain"), ("uvloop", 2, "compiled")]
