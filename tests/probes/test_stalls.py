@@ -19,6 +19,7 @@ import loopwatch
 from loopwatch import Config, LoopWatch, hot
 from loopwatch.probes import stalls
 from loopwatch.testing import block_loop, burn_cpu
+from tests.only import only
 from tests.quiet import waking_thread, withheld
 from tests.serving import ROOT, wait_until
 from tests.waiting import until
@@ -53,7 +54,7 @@ def lasts(stall, took, lost, loop_kind):
 @pytest.mark.blocks
 def test_a_stall_is_told_with_all_that_is_known_of_it(run):
     before = time.time()
-    (stall,) = stalls_of(run, lambda: block_loop(0.3))
+    stall = only(stalls_of(run, lambda: block_loop(0.3)))
     assert before < stall.started_at < time.time()
     assert (stall.cause, stall.route, stall.method) == ("blocking", None, None)
     assert stall.task.startswith("Task-")
@@ -80,7 +81,7 @@ def test_the_duration_is_exact_on_asyncio_and_within_a_look_on_uvloop(run, loop_
         return watch, took, lost
 
     watch, took, lost = run(main)
-    (stall,) = watch.stalls
+    stall = only(watch.stalls)
     lasts(stall, took, lost, loop_kind)
 
 
@@ -97,7 +98,7 @@ def test_a_stall_that_lasts_until_the_stop_is_told(run):
 
     watch, took, lost = run(main)
     wait_until(lambda: watch.stalls, "the stall")
-    (stall,) = watch.stalls
+    stall = only(watch.stalls)
     assert stall.cause == "blocking"
     lasts(stall, took, lost, "any")
 
@@ -106,7 +107,7 @@ def test_a_stall_that_lasts_until_the_stop_is_told(run):
 @pytest.mark.blocks
 def test_what_is_shorter_than_the_threshold_is_no_stall(run):
     assert stalls_of(run, lambda: block_loop(0.3), stall_seconds=0.36) == ()
-    (stall,) = stalls_of(run, lambda: block_loop(0.3), stall_seconds=0.24)
+    stall = only(stalls_of(run, lambda: block_loop(0.3), stall_seconds=0.24))
     assert stall.duration > 0.24
 
 
@@ -150,7 +151,7 @@ def test_a_garbage_collection_is_called_one(run):
         while time.perf_counter() < enough:
             gc.collect()
 
-    (stall,) = stalls_of(run, collect)
+    stall = only(stalls_of(run, collect))
     assert stall.cause == "gc"
     assert "gc.freeze" in stall.remedy
     del junk
@@ -159,7 +160,7 @@ def test_a_garbage_collection_is_called_one(run):
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_c_code_that_keeps_the_gil_is_named(run):
-    (stall,) = stalls_of(run, lambda: pow(3, 4_000_000) > 0)
+    stall = only(stalls_of(run, lambda: pow(3, 4_000_000) > 0))
     assert stall.cause in {"cpu", "starved", "unknown"}
     assert "test_c_code_that_keeps_the_gil" in stall.function
 
@@ -262,7 +263,7 @@ def test_the_log_tells_of_a_long_stall_before_it_ends(run, caplog):
         ended.append(time.time())
 
     stalls_of(run, work)
-    (record,) = [record for record in caplog.records if "held the event loop" in record.message]
+    record = only(record for record in caplog.records if "held the event loop" in record.message)
     assert record.created < ended[0]
     assert record.message.endswith("(and still does)")
     assert record.stall_cause == "blocking"
@@ -277,7 +278,7 @@ def test_a_stall_that_lasts_is_told_with_evidence_of_that_instant(run, caplog, m
     caplog.clear()
     caplog.set_level("WARNING", "loopwatch")
     stalls_of(run, lambda: block_loop(0.8))
-    (record,) = [record for record in caplog.records if record.getMessage().endswith("(and still does)")]
+    record = only(record for record in caplog.records if record.getMessage().endswith("(and still does)"))
     assert record.stall_cause == "blocking"
 
 
@@ -419,8 +420,8 @@ def test_a_stall_that_is_the_last_thing_a_watch_sees_is_told_when_it_has_ended(r
             lost = withheld() - before
         return took, lost, watch.stalls
 
-    took, lost, (stall,) = run(main)
-    lasts(stall, took, lost, "any")
+    took, lost, found = run(main)
+    lasts(only(found), took, lost, "any")
 
 
 @pytest.mark.contended
@@ -438,7 +439,7 @@ def test_a_stall_that_is_the_last_thing_a_loop_does_is_told_when_it_is_closed(ru
     in_a_thread = threading.Thread(target=run, args=(main,))  # which ends, too
     in_a_thread.start()
     in_a_thread.join()
-    (stall,) = watch.stalls
+    stall = only(watch.stalls)
     lasts(stall, took[0], lost[0], "any")
 
 
