@@ -423,6 +423,12 @@ class Stage:
         self.off = True
         self.on_failure("steps", error, "the time of requests is no longer split into states")
 
+    def fail_once(self, error: BaseException) -> None:
+        """Report what failed in the accounting of one request; it and all others go on to be accounted."""
+        self.on_failure(
+            "steps", error, "a request's waiting may be in the wrong state, or lack its victim or blocker"
+        )
+
     def blockers(self, start: cython.longlong, end: cython.longlong) -> list:
         """Return (request, nanoseconds) for each long step that held the loop between two instants."""
         found = []
@@ -1217,7 +1223,7 @@ class Request:
             if self._open and self._door._observer is not None:
                 self._door._observer.held(self, now - wall, now)
         except Exception as error:
-            stage.fail(error)
+            stage.fail_once(error)
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -1235,7 +1241,7 @@ class Request:
             if self._door._observer is not None:
                 self._door._observer.waited(self, start, end)
         except Exception as error:
-            stage.fail(error)
+            stage.fail_once(error)
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -1297,13 +1303,13 @@ class Request:
             for timer in self._timers:
                 if timer.cancelled():
                     continue
-                when: cython.longlong = int(timer.when() * 1e9)
+                when: cython.double = timer.when() * 1e9  # infinite for who sleeps for ever
                 if when > now:
                     pending.append(timer)
                 elif when > start:
-                    fired = min(fired, when)
+                    fired = min(fired, int(when))
         except Exception as error:
-            self.stage.fail(error)
+            self.stage.fail_once(error)
         self._timers = pending or None
         if fired == NEVER:
             return due

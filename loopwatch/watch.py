@@ -7,6 +7,7 @@ import atexit
 import functools
 import os
 import platform
+import threading
 import time
 import weakref
 from collections import deque
@@ -143,6 +144,7 @@ class LoopWatch:
         self._pool_stalls: deque[PoolStall] = deque(maxlen=MOST_STALLS)
         self._adviser = Adviser(self._threads.pools.read)
         self._parts: list[tuple[str, _Part]] = []
+        self._changing = threading.RLock()  # of starting and stopping: an app may run on loops of several threads
         self._close: Patch | None = None
         self._watcher_cpu = 0.0
         _hear_of_forks_and_the_end()
@@ -158,6 +160,10 @@ class LoopWatch:
 
         """
         loop = asyncio.get_running_loop()
+        with self._changing:
+            self._start(loop)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop is self.loop:
             self._attempt("steps", lambda: self._steps.start(loop))
             return
@@ -182,6 +188,16 @@ class LoopWatch:
 
     def stop(self) -> None:
         """Stop measuring and restore all that was patched; snapshots keep what was seen. Safe to call twice."""
+        with self._changing:
+            self._stop()
+
+    def _stop_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Stop, unless another loop is measured by now. Any thread."""
+        with self._changing:
+            if self.loop is loop:
+                self._stop()
+
+    def _stop(self) -> None:
         loop, self.loop = self.loop, None
         if loop is None:
             return
@@ -211,6 +227,7 @@ class LoopWatch:
 
         No lock is taken, as another thread may have held it when that happened.
         """
+        self._changing = threading.RLock()
         self.loop = self._close = self._stalls = self._ending = None
         self._parts, self._loops, self._watcher_cpu = [], _Loops(), 0.0
         self.stage = Stage(self.failures.report)
@@ -347,6 +364,7 @@ class LoopWatch:
         clock = loops.choose(loop, self.config, self.failures)
         kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
         self.stage = Stage(self.failures.report, clock.note_step)
+        clock.on_closed = lambda: self._stop_on(loop)
         clock.start(self.stage)
         self._parts.append(("loop clock", clock))
         self._loops = _Loops(self._loops.ended, clock)
@@ -380,6 +398,7 @@ class LoopWatch:
             on_stall=self._hear_stall,
             on_long=lambda stall: self._listeners.tell_one(self._log.hear_early, stall),
             each_second=self._look_at_pools,
+            on_closed=lambda: self._stop_on(loop),
         )
         self._parts.insert(0, ("stalls", self._stalls))  # stopped last: it tells what the clock's stop ended
         self._stalls.start(loop)
@@ -427,7 +446,7 @@ class LoopWatch:
         close = loop.close
 
         def stop_and_close() -> None:
-            self.stop()
+            self._stop_on(loop)
             if self._ending is not None:
                 self._ending.join(_LAST_WORDS_SECONDS)  # nothing runs on the loop any more
             close()

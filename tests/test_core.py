@@ -8,10 +8,12 @@ import http
 import threading
 import types
 
+import anyio
 import pytest
 
+from loopwatch import LoopWatchMiddleware
 from loopwatch.catalogue import LATENCY_BUCKETS
-from loopwatch.hot import Child, Stage, TimedSelect, current
+from loopwatch.hot import Child, Stage, TimedSelect, TimerFactory, current
 from loopwatch.testing import FakeClock
 from tests.requests import door_on, request_on, scope, times
 
@@ -334,3 +336,61 @@ def test_an_interrupt_in_the_midst_of_a_poll_makes_no_time_up():
     timed.poll(0)
     _, busy, idle, _, _ = timed.read()
     assert (busy, idle) == (7_000_000_000, 0)
+
+
+def test_a_timer_that_never_fires_costs_no_request_its_states(run):
+    """FastAPI's own streaming sleeps for ever, and anyio's timer for that is infinite."""
+
+    async def app(scope, receive, send):
+        with anyio.move_on_after(0.01):
+            await anyio.sleep_forever()
+
+    async def main():
+        watched = LoopWatchMiddleware(app)
+        for _ in range(2):
+            await watched({**scope("/"), "headers": []}, None, None)
+        snapshot = watched.watch.snapshot()
+        watched.watch.stop()
+        return snapshot
+
+    snapshot = run(main)
+    assert snapshot.dropped == {}
+    assert snapshot.route("_unmatched").seconds("await") >= 0.02
+
+
+def test_what_fails_in_the_accounting_of_one_request_leaves_all_others_alone():
+    class OddTimer:
+        def when(self):
+            return 0
+
+        def cancelled(self):
+            raise OSError("no timer")
+
+    machine = Machine()
+    machine.stage.use()
+    factory = TimerFactory(machine.stage, lambda *_, **__: OddTimer())
+
+    async def sets_an_odd_timer():
+        factory.set(1, print)
+        await suspend()
+        machine.compute(0.25)
+        await suspend()
+
+    async def computes():
+        await suspend()
+        machine.compute(0.5)
+        await suspend()
+
+    booked = []
+    odd, other = request_on(machine.stage), request_on(machine.stage)
+    for request, coroutine in ((odd, sets_an_odd_timer()), (other, computes())):
+        driven = request.drive(coroutine)
+        driven.send(None)
+        machine.wait(1.0)
+        driven.send(None)
+        booked.append(times(request)["loop_cpu"])
+        finish(driven)
+    assert [str(error) for _, error, _ in machine.failures] == ["no timer"]
+    assert not machine.stage.is_off()
+    assert booked == [0.25, 0.5]
+    machine.stage.switch_off()

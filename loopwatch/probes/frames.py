@@ -14,17 +14,16 @@ import linecache
 import os
 import pathlib
 import re
-import sys
 import sysconfig
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from loopwatch.probes.stacks import frames_of
 from loopwatch.probes.variables import UNKNOWN, variable
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-_MOST_FRAMES = 200
 _MOST_CALLS = 1000
 
 _OURS = str(pathlib.Path(__file__).parent.parent) + os.sep
@@ -127,14 +126,10 @@ class _At(NamedTuple):
 
 def _frames_of(thread: int) -> list[_At]:
     """Return the frames of a thread, outermost first, and where each is."""
-    frame = sys._current_frames().get(thread)  # noqa: SLF001 # documented in spite of its name
-    found: list[_At] = []
-    while frame is not None and len(found) < _MOST_FRAMES:
-        code = frame.f_code
-        found.append(_At(frame, code, frame.f_lasti, frame.f_lineno or code.co_firstlineno))
-        frame = frame.f_back
-    found.reverse()
-    return found
+    return [
+        _At(frame, frame.f_code, frame.f_lasti, frame.f_lineno or frame.f_code.co_firstlineno)
+        for frame in reversed(frames_of(thread))
+    ]
 
 
 def is_app(code: CodeType) -> bool:

@@ -127,7 +127,8 @@ class _Ended(NamedTuple):
 class StallsProbe:
     """Watches one loop. ``on_stall`` is called on the watcher thread for each stall that has ended.
 
-    ``on_long`` is called for one that still lasts, once, and ``each_second`` about that often.
+    ``on_long`` is called for one that still lasts, once, and ``each_second`` about that often. ``on_closed`` is
+    called where the loop was closed without :meth:`stop`; nothing that runs afterwards is a stall.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class StallsProbe:
         on_stall: Callable[[Stall], None],
         on_long: Callable[[Stall], None],
         each_second: Callable[[], None],
+        on_closed: Callable[[], None],
     ) -> None:
         self._clock, self._stage, self._failures = clock, stage, failures
         self._stall_ns = round(stall_seconds * NANOSECONDS)
@@ -152,6 +154,7 @@ class StallsProbe:
         )
         self._on_stall, self._on_long = on_stall, on_long
         self._each_second, self._next_second = each_second, 0
+        self._on_closed = on_closed
         self._sampler = Sampler()
         self._stopping = threading.Lock()  # held until then: waiting for one costs less than for an Event
         self._lookout: Any = None
@@ -197,8 +200,9 @@ class StallsProbe:
 
     def join(self, seconds: float) -> None:
         """Wait until the thread has told what it saw and has ended, for so long at most. Any thread."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(seconds)
+        thread = self._thread
+        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
+            thread.join(seconds)
 
     def _watch(self, witness: Witness) -> None:
         pause, held = self._interval, 0
@@ -211,6 +215,9 @@ class StallsProbe:
                     due = asked = now + round(pause * NANOSECONDS)
                     self._stage.expect_watcher(due)
                     ended = self._stopping.acquire(timeout=pause)
+                if not ended and self._loop is not None and self._loop.is_closed():
+                    self._on_closed()
+                    ended = True
                 if ended:
                     break
                 held = self._look(witness, due, asked)

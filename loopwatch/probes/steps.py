@@ -50,7 +50,7 @@ class StepsProbe:
         """Put back what was found. A task factory that the app set on top of ours is left alone."""
         loop, self._loop = self._loop, None
         self._stage.switch_off()
-        if loop is not None and loop.get_task_factory() is self._installed:
+        if loop is not None and not loop.is_closed() and loop.get_task_factory() is self._installed:
             loop.set_task_factory(self._found)
         if self._timers is not None:
             self._timers.remove()

@@ -49,6 +49,10 @@ class RecentWorst:
         return max(recent, default=0)
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class LoopClock(ABC):
     """Measures one event loop. ``start`` and ``stop`` run on the loop's thread, ``read`` on any."""
 
@@ -75,6 +79,8 @@ class LoopClock(ABC):
         """When stalls ended (by the clock) and how long they were, in nanoseconds; the watcher takes them out."""
         self._final: LoopReading | None = None
         self._failed = False
+        self.on_closed: Callable[[], None] = _do_nothing
+        """Called where the clock notices by itself that its loop is being closed. The closing thread."""
 
     @abstractmethod
     def start(self, stage: Stage) -> None:

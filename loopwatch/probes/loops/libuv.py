@@ -5,15 +5,20 @@ iteration was. The watcher thread looks at both figures every few milliseconds. 
 holds the loop: that is how single periods longer than the interval are known. Of shorter ones the total is known,
 and those that were a request's own step are told by whoever times steps (:meth:`LibuvClock.note_step`).
 
+libuv's memory is read only while the loop is known to be open. Whoever closes it, and by whatever bound method,
+uvloop first cancels its timers. So one that never fires is set: when its callback is let go of, the reading ends.
+
 Relies on ``uvloop.loop.libuv_get_loop_t_ptr`` and exported libuv symbols; see docs/what-it-relies-on.md.
 """
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import functools
 import sys
 import threading
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +37,7 @@ _FEW = 3
 _LOOK_ATTEMPTS = 10
 _MILLISECOND_NS = 1_000_000
 _LOOK_APART_NS = 50_000
+_NEVER_SECONDS = 100 * 365 * 24 * 3600.0
 
 
 class _UvMetrics(ctypes.Structure):
@@ -88,6 +94,15 @@ class _Look(NamedTuple):
     running: int = 0
 
 
+class _Canary:
+    """The callback of a timer that never fires: a loop that is being closed lets go of it."""
+
+    __slots__ = ("__weakref__",)
+
+    def __call__(self) -> None:
+        """Do nothing, in a hundred years."""
+
+
 class LibuvClock(LoopClock):
     """Folds libuv's figures into busy periods, each time that it is looked at."""
 
@@ -108,6 +123,8 @@ class LibuvClock(LoopClock):
         self._busy = 0
         self._in_one_iteration = 0
         self._long_steps: deque[tuple[int, int]] = deque(maxlen=_MOST_STEPS_NOTED)
+        self._timer: asyncio.TimerHandle | None = None
+        self._canary: weakref.ref[_Canary] | None = None
 
     @staticmethod
     def supports(loop: asyncio.AbstractEventLoop) -> bool:
@@ -121,6 +138,7 @@ class LibuvClock(LoopClock):
 
     def start(self, stage: Stage) -> None:
         """Switch on libuv's accounting. Loop thread."""
+        self._hear_of_the_close()
         self._library, self._address = _libuv(), _address_of(self._loop)
         if self._library.uv_loop_configure(self._address, _UV_METRICS_IDLE_TIME):
             raise RuntimeError("libuv refuses to measure its idle time")
@@ -135,6 +153,10 @@ class LibuvClock(LoopClock):
 
     def stop(self) -> None:
         """Forget the address. Must come before the loop is closed."""
+        self._canary = None  # before the timer is cancelled: nobody is to hear of that
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         if not self._address:
             return
         if self._lookout is not None:
@@ -142,6 +164,20 @@ class LibuvClock(LoopClock):
         self._freeze()
         with self._lock:
             self._address = 0
+
+    def _hear_of_the_close(self) -> None:
+        """Set the timer, in an empty context: it would keep what the present one holds alive."""
+        canary = _Canary()
+        self._timer = self._loop.call_later(_NEVER_SECONDS, canary, context=contextvars.Context())
+        self._canary = weakref.ref(canary, self._end)
+
+    def _end(self, _canary: weakref.ref[_Canary]) -> None:
+        """End the reading while libuv's memory is still there. The thread that closes the loop."""
+        try:
+            self.stop()
+            self.on_closed()
+        except Exception as error:
+            self._failures.report("loop clock", error, "the end of a loop was not noticed")
 
     def lookout(self) -> Any:
         """Return what asks libuv directly."""
