@@ -128,12 +128,18 @@ class Served:
 
     @contextlib.contextmanager
     def noting_withheld(self):
-        """Yield what returns, after the block, for how many seconds in it threads of the app got no CPU."""
-        before = withheld_of_each(self.process.pid)
-        seconds = []
-        yield lambda: seconds[0]
-        after = withheld_of_each(self.process.pid)  # a thread that has ended in between is in neither sum
-        seconds.append(sum(total - before.get(thread, 0.0) for thread, total in after.items()))
+        """Yield what returns, after the block, for how many seconds in it threads of the app got no CPU.
+
+        Those of all threads, or of these only, by their numbers; that of the loop has the number of the process.
+        """
+        before, after = withheld_of_each(self.process.pid), {}
+
+        def seconds(threads=None):
+            counted = after if threads is None else {"machine", *map(str, threads)} & after.keys()
+            return sum(after[one] - before.get(one, 0.0) for one in counted)
+
+        yield seconds
+        after |= withheld_of_each(self.process.pid)  # a thread that has ended in between is not counted
 
     def request_seconds(self, route, state, method="GET", phase="request"):
         labels = {"http_route": route, "http_request_method": method, "state": state, "phase": phase}

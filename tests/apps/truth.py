@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import pathlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
@@ -21,6 +23,7 @@ logging.basicConfig(level=logging.INFO)
 app = FastAPI()
 watch = loopwatch.install(app)
 pool = ThreadPoolExecutor(1)
+SCHEDSTAT = pathlib.Path("/proc/thread-self/schedstat")
 
 
 class Known:
@@ -28,11 +31,13 @@ class Known:
 
     def __init__(self):
         self.seconds = {}
+        self.threads = set()
         self.unfinished = 0
         self.finished = asyncio.Condition()
 
     def add(self, **seconds):
-        """Note how long a request was in a state; no time at all is the rest."""
+        """Note how long a request was in a state, and in which thread; no time at all is the rest."""
+        self.threads.add(threading.get_native_id())
         for state, duration in seconds.items():
             self.seconds[state] = self.seconds.get(state, 0.0) + duration
 
@@ -50,11 +55,19 @@ class Known:
 known = Known()
 
 
+def withheld_from_this_thread():
+    """Return for how many seconds this thread was ready to run and got no CPU."""
+    with contextlib.suppress(OSError):  # not on Linux
+        return int(SCHEDSTAT.read_text().split()[1]) / 1e9
+    return 0.0
+
+
 def burn_known(where, cpu):
     """Compute for ``cpu`` seconds; what passed beyond, the machine withheld. Return what passed in all."""
+    before = withheld_from_this_thread()
     wall = burn_cpu(cpu)
     waits = "loop_blocked" if where == "loop" else "thread_wait"
-    known.add(**{f"{where}_cpu": cpu, waits: wall - cpu, "withheld": wall - cpu})
+    known.add(**{f"{where}_cpu": cpu, waits: wall - cpu, "withheld": withheld_from_this_thread() - before})
     return wall
 
 
@@ -71,11 +84,12 @@ def work_in_thread(wait=0.08, cpu=0.04):
 
 @app.get("/known")
 async def what_is_known():
-    """Wait for the end of all work; return what is known since this was asked last."""
+    """Wait for the end of all work; return what is known since this was asked last, and whose work it was."""
     async with known.finished:
         await known.finished.wait_for(lambda: not known.unfinished)
     seconds, known.seconds = known.seconds, {}
-    return seconds
+    threads, known.threads = known.threads, set()
+    return {"seconds": seconds, "threads": threads}
 
 
 @app.get("/ready")
@@ -163,6 +177,7 @@ async def overlap():
     ends = []
 
     def wait_in_thread():
+        known.add()
         block_loop(0.1)
         ends.append(time.perf_counter())
 

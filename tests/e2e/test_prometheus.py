@@ -78,7 +78,7 @@ def prometheus_agrees(loop, folder):
         first = server.scraped_after("up", time.time())
         computed, waited = loop_thread(app)
         truth = load(app)
-        served_cpu = app.get("/known").json()["served_cpu"]
+        served_cpu = app.get("/known").json()["seconds"]["served_cpu"]
         last = server.scraped_after("up", time.time())
         computed, waited = map(operator.sub, loop_thread(app), (computed, waited))
         blocked, burned = sum(cycle[0] for cycle in truth), sum(cycle[1] for cycle in truth)
