@@ -46,8 +46,13 @@ def wait_until(ready, what, seconds=PATIENCE_SECONDS):
         with contextlib.suppress(httpx.TransportError):
             if result := ready():
                 return result
-        assert not _given_up.wait(0.05), f"waiting for {what} was given up: the same on the other loop has failed"
+        pause(0.05)
     raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def pause(seconds):
+    """Sleep; fail at once where :func:`on_both_loops` ends early."""
+    assert not _given_up.wait(seconds), "given up: the same has failed on the other loop, or was interrupted"
 
 
 def read(log):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import concurrent.futures
 import inspect
@@ -35,6 +36,7 @@ from loopwatch.probes import threads
 from loopwatch.probes.loops import libuv
 from loopwatch.probes.loops.selector import SelectorClock
 from tests.dictionaries import has_dictionary
+from tests.serving import ROOT
 
 
 def test_asyncios_selector_loop_polls_through_an_attribute_that_can_be_replaced():
@@ -54,19 +56,26 @@ def test_asyncios_selector_loop_polls_through_an_attribute_that_can_be_replaced(
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="attributes stay where they are, from Python 3.13 on")
 def test_a_measured_loop_keeps_its_attributes_where_the_interpreter_finds_them_at_once():
-    def dictionaries(loop):
+    """In a process of its own: what other loops of a class were given counts, too."""
+    code = f"import asyncio, {__name__} as tests; print(asyncio.run(tests.dictionaries_of_a_loop()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, during, asked_for = ast.literal_eval(done.stdout)
+    assert before == during == (False, False)
+    assert asked_for == (True, True)
+
+
+async def dictionaries_of_a_loop():
+    """Return whether a loop and its selector have a dictionary: before, while measured, and when asked for it."""
+
+    def dictionaries():
         return has_dictionary(loop, "_selector"), has_dictionary(loop._selector, "_map")
 
-    async def measured():
-        loop = asyncio.get_running_loop()
-        before = dictionaries(loop)
-        async with loopwatch.LoopWatch():
-            during = dictionaries(loop)
-        assert (before, during) == ((False, False), (False, False))
-        vars(loop), vars(loop._selector)
-        assert dictionaries(loop) == (True, True)
-
-    asyncio.run(measured())
+    loop = asyncio.get_running_loop()
+    before = dictionaries()
+    async with loopwatch.LoopWatch():
+        during = dictionaries()
+    vars(loop), vars(loop._selector)
+    return before, during, dictionaries()
 
 
 def test_uvloop_exports_libuvs_symbols_and_the_pointer_to_its_loop():

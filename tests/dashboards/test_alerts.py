@@ -13,7 +13,7 @@ from tests.trixie import fetched
 pytestmark = pytest.mark.once
 
 
-@pytest.fixture(params=["installed", "trixie"])
+@pytest.fixture(params=["installed", pytest.param("trixie", marks=pytest.mark.slow)])
 def promtool(request):
     return installed("promtool", "prometheus") if request.param == "installed" else fetched("promtool", "promtool")
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.prometheus import prometheus
-from tests.serving import PATIENCE_SECONDS, QUICK_LOOPS, free_port, on_both_loops, serve, wait_until
+from tests.serving import PATIENCE_SECONDS, QUICK_LOOPS, free_port, on_both_loops, pause, serve, wait_until
 
 pytestmark = pytest.mark.once
 
@@ -68,7 +68,7 @@ def a_stall_is_seen_to_grow(loop, folder):
         shown = []
         while not blocking.done():
             shown.append(lag_max(client))
-            time.sleep(PAUSE_SECONDS)
+            pause(PAUSE_SECONDS)
         block = blocking.result().json()
         ended = block["began"]["unix"] + block["seconds"]
         server.scraped_after("loopwatch_loop_lag_max_seconds", ended)

@@ -11,7 +11,7 @@ import pytest
 
 from loopwatch import catalogue
 from tests.prometheus import prometheus
-from tests.serving import on_both_loops, serve, wait_until
+from tests.serving import on_both_loops, pause, serve, wait_until
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
@@ -30,7 +30,7 @@ def load(app):
         with app.noting_withheld() as withheld:
             blocked = app.get(f"/block?seconds={BLOCK_SECONDS}").json()
             burned = app.get(f"/burn?seconds={BURN_SECONDS}").json()
-            time.sleep(max(0.0, started + cycle * PERIOD_SECONDS - time.monotonic()))
+            pause(max(0.0, started + cycle * PERIOD_SECONDS - time.monotonic()))
         truth.append((blocked, burned, withheld()))
     return truth
 

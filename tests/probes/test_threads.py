@@ -8,6 +8,7 @@ import contextvars
 import functools
 import gc
 import itertools
+import operator
 import threading
 import time
 import weakref
@@ -364,7 +365,8 @@ def test_a_limit_that_changes_is_followed(run):
             work = [
                 asyncio.create_task(anyio.to_thread.run_sync(may_end.wait, 10, limiter=limiter)) for _ in range(4)
             ]
-            await until(lambda: watch.snapshot().pool("growing").in_use == 2, "two threads to work")
+            in_use = operator.attrgetter("in_use")
+            await until(lambda: list(map(in_use, watch.snapshot().pools)) == [0, 2], "two threads to work")
             full_since = time.perf_counter()
             await settle()
             small = watch.snapshot().pool("growing")

@@ -93,6 +93,7 @@ def test_it_is_made_once_and_anew_when_what_it_depends_on_changes(project):
     assert (code, "Making" in said) == (0, True)
 
 
+@pytest.mark.slow
 def test_one_that_failed_says_why_and_is_made_anew(project):
     (project / "fail").touch()
     code, out, said = made(project)

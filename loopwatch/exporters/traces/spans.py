@@ -136,12 +136,12 @@ class RequestSpan:
     def _close(self, end_time: int | None) -> bool:
         """Put on the span what is known; tell whether its end is put off."""
         request = self.request
+        self.ended_at = end_time if end_time is not None else time.time_ns()  # first: the rest takes time
         if request is not None and request.is_open():
             self.note(request.read_now() if self._owner.on_the_loop() else request.read())
         self.settled = True
         self.tell_states()
         self._owner.forget(request)
-        self.ended_at = end_time if end_time is not None else time.time_ns()
         if self._owner.put_off(self):
             return True
         self._owner.tell_stalls(self)
