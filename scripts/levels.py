@@ -177,7 +177,7 @@ def bare_machines() -> Iterator[Pass]:
     yield Pass("a compiler without headers", ["scripts/bare", "bookworm", *demo], headers, no_headers)
     yield Pass("CC=/nonexistent", ["scripts/bare", "trixie", *demo], {"CC": "/nonexistent"}, no_compiler)
     compiler = {"CC": "", "PACKAGES": "gcc libc6-dev python3-dev"}
-    yield Pass("a compiler and headers", ["scripts/bare", "trixie", *demo], compiler, "Core: compiled")
+    yield Pass("a compiler and headers", ["scripts/bare", "trixie", *demo], compiler, "with the compiled core")
 
 
 def summarize(passes: list[Pass]) -> None:
