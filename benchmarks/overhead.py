@@ -136,12 +136,12 @@ def options_of(arguments: list[str] | None) -> tuple[Plan, list[str], pathlib.Pa
     if "paired" in parts and not set(variants) & set(paired.CAN_BE_PAIRED):
         able = " or ".join(paired.CAN_BE_PAIRED)
         parser.error(f"paired measures {able} only: name one in --variants, or leave paired out of --parts")
+    if options.write and options.quick:
+        parser.error("--write takes figures that mean something: leave out --quick")
     for part in parts:
         for binary, package in NEEDS.get(part, {}).items():
             if shutil.which(binary) is None:
                 parser.error(f"{part} needs {binary}: apt-get install {package}, or leave {part} out of --parts")
-    if options.write and options.quick:
-        parser.error("--write takes figures that mean something: leave out --quick")
     effort = QUICK if options.quick else FULL
     plan = Plan(tuple(variants), options.rounds, tuple(loops), tuple(map(int, in_flight)), effort)
     return plan, parts, options.write
