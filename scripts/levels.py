@@ -36,11 +36,12 @@ quick (scripts/test), at most 5 minutes on 2 cores:
   the oldest interpreter that is here, the compiled core where it can be compiled, else the plain one;
   all tests but those marked `slow`: unit, contract and the quick end-to-end tests.
 all (scripts/test --all), at most an hour:
-  every interpreter that is here, each with the compiled core; the oldest and the newest with the plain core too;
-  on the oldest all tests, real Prometheus, Alertmanager, PostgreSQL and VictoriaMetrics, benchmarks and examples
-  included; on the others those that depend on the interpreter;
-  bare machines: the demo and the quick level in a fresh Debian 12 and 13, without a compiler, with a compiler
-  but no headers, and with a CC that does not exist. They need root and debootstrap.
+  every interpreter that is here, each with the compiled core: on the oldest all tests, real Prometheus,
+  Alertmanager, PostgreSQL and VictoriaMetrics, benchmarks and examples included; on the others those that depend
+  on the interpreter and are not marked `slow`;
+  bare machines: the demo and the quick level on the plain core in a fresh Debian 12 and 13, which have no
+  compiler; the demo with a compiler but no headers, with both, and with a CC that does not exist. They need root
+  and debootstrap; where there is neither, the plain core is tested on the oldest and the newest interpreter here.
 """
 
 
@@ -156,10 +157,11 @@ def everything(arguments: list[str]) -> Iterator[Pass]:
     oldest, newest = next(iter(here)), list(here)[-1]
     for version, python in here.items():
         yield pytest(version, python, "" if version == oldest else "not once and not slow", arguments)
-        if version in (oldest, newest):
-            yield pytest(version, python, "not once and not slow", arguments, plain=True)
-    if not arguments:
-        yield from bare_machines()
+    bare = [] if arguments else list(bare_machines())
+    yield from bare
+    if not bare:
+        for version in dict.fromkeys((oldest, newest)):
+            yield pytest(version, here[version], "not once and not slow", arguments, plain=True)
 
 
 def bare_machines() -> Iterator[Pass]:
