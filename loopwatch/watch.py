@@ -62,7 +62,8 @@ def _hear_of_forks_and_the_end() -> None:
         for watch in tuple(_EVERYONE):
             watch.let_tell()
 
-    os.register_at_fork(after_in_child=begin_all_anew)
+    if hasattr(os, "register_at_fork"):  # not where a process cannot fork
+        os.register_at_fork(after_in_child=begin_all_anew)
     atexit.register(let_all_tell)
 
 

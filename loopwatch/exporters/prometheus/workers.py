@@ -104,7 +104,8 @@ class Workers:
         atexit.register(self._write_at_exit)
         # prometheus_client has one lock for all values: a child that is forked while it is held waits for ever.
         free = self._writing.release
-        os.register_at_fork(before=self._writing.acquire, after_in_parent=free, after_in_child=free)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._writing.acquire, after_in_parent=free, after_in_child=free)
 
     def _begin(self) -> None:
         self._process = os.getpid()
@@ -132,7 +133,7 @@ class Workers:
         self._users -= 1
         if not self._users and self._stopping is not None:
             self._stopping.set()
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as caller:
+            with contextlib.suppress(OSError), _datagrams() as caller:
                 caller.setblocking(False)
                 caller.sendto(b"", self._address(os.getpid()))
 
@@ -184,11 +185,13 @@ class Workers:
         return f"\0{self._name}-{process}"  # of Linux's abstract namespace: no file, gone with the process
 
     def _bell(self) -> socket.socket | None:
-        bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        bell = None
         try:
+            bell = _datagrams()
             bell.bind(self._address(os.getpid()))
         except OSError as error:
-            bell.close()
+            if bell is not None:
+                bell.close()
             logger.debug("loopwatch: a scrape of another worker may see this one some seconds late (%s)", error)
             return None
         bell.settimeout(WRITE_SECONDS)
@@ -223,7 +226,7 @@ class Workers:
 
     def _ring(self) -> None:
         """Have all other workers write."""
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as caller:
+        with contextlib.suppress(OSError), _datagrams() as caller:
             caller.bind("")  # an address of the system's choice
             caller.setblocking(False)
             waiting = 0
@@ -241,6 +244,19 @@ class Workers:
     def _processes(self, pattern: str) -> set[int]:
         found = (_PID.search(file.name) for file in self._folder.glob(pattern))
         return {int(match[1]) for match in found if match}
+
+
+def _datagrams() -> socket.socket:
+    """Return a socket by which workers ring at one another.
+
+    Raises:
+        OSError: this system has none for processes of one machine.
+
+    """
+    family = getattr(socket, "AF_UNIX", None)
+    if family is None:
+        raise OSError("this system has no sockets of the family AF_UNIX")
+    return socket.socket(family, socket.SOCK_DGRAM)
 
 
 _WORKERS: dict[pathlib.Path, Workers] = {}
