@@ -13,7 +13,7 @@ from tests.serving import ROOT
 SERVES_A_REQUEST_AND_A_PAGE = """
 import asyncio, os, socket, sys
 LACKS = sys.argv[1]
-import concurrent.futures.process, multiprocessing.connection, random, socketserver, threading, wsgiref.simple_server
+import concurrent.futures.process, multiprocessing.connection, random, socketserver, wsgiref.simple_server
 import anyio, prometheus_client  # all of these have a use for it, too
 loop = asyncio.new_event_loop()  # as has a loop of this system
 delattr(os if LACKS == "register_at_fork" else socket, LACKS)
