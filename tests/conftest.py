@@ -68,7 +68,7 @@ def pytest_pyfunc_call(pyfuncitem):
         before = withheld_from_anybody()
         try:
             pyfuncitem.obj(**arguments)
-        except AssertionError as error:
+        except (AssertionError, ValueError) as error:  # or more, or fewer, values than were to be unpacked
             lost = withheld_from_anybody() - before
             if number == TRIES or lost < CONTENDED_SECONDS:
                 raise
