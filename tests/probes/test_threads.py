@@ -684,8 +684,8 @@ def test_what_a_worker_thread_has_another_loop_do_is_not_its_requests(run):
     there["loop"].call_soon_threadsafe(there["end"].set)
     thread.join()
     assert booked["loop_cpu"] == pytest.approx(0, abs=0.005)
-    assert booked["thread_wait"] + booked["thread_cpu"] >= SECONDS  # the other loop computes for so long at least
-    assert booked["thread_cpu"] < SECONDS / 2
+    assert booked["thread_wait"] > SECONDS / 2  # all of it, but that the step that submits it goes on meanwhile
+    assert sum(booked.values()) >= SECONDS
 
 
 def test_who_calls_a_loop_in_a_context_of_its_own_is_left_it(run):
