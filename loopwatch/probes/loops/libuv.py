@@ -201,14 +201,18 @@ class LibuvClock(LoopClock):
 
         Loop thread: the address is good, nobody else uses the struct.
         """
-        self._library.uv_metrics_info(self._address, self._step_metrics_at)
+        address = self._address
+        if not address:  # another thread has stopped the measuring meanwhile
+            return 0, seen
+        self._library.uv_metrics_info(address, self._step_metrics_at)
         iterations: int = self._step_metrics.loop_count
-        return (0 if iterations == seen else self._library.uv_metrics_idle_time(self._address)), iterations
+        return (0 if iterations == seen else self._library.uv_metrics_idle_time(address)), iterations
 
     def note_step(self, length: int) -> None:
         """Hear of a step that held the loop: a lower bound of its iteration. Loop thread."""
-        if self._address:
-            self._library.uv_metrics_info(self._address, self._step_metrics_at)
+        address = self._address
+        if address:
+            self._library.uv_metrics_info(address, self._step_metrics_at)
             self._long_steps.append((self._step_metrics.loop_count, length))
 
     def _look_now(self) -> int:
