@@ -127,7 +127,7 @@ class _Ended(NamedTuple):
 class StallsProbe:
     """Watches one loop. ``on_stall`` is called on the watcher thread for each stall that has ended.
 
-    ``on_long`` is called for one that still lasts, once, and ``each_second`` about that often. ``on_closed`` is
+    ``on_long`` is called once for a stall that still lasts, and ``each_second`` about that often. ``on_closed`` is
     called where the loop was closed without :meth:`stop`; nothing that runs afterwards is a stall.
     """
 

@@ -6,7 +6,7 @@ holds the loop: that is how single periods longer than the interval are known. O
 and those that were a request's own step are told by whoever times steps (:meth:`LibuvClock.note_step`).
 
 libuv's memory is read only while the loop is known to be open. Whoever closes it, and by whatever bound method,
-uvloop first cancels its timers. So one that never fires is set: when its callback is let go of, the reading ends.
+uvloop first cancels its timers. So a timer that never fires is set; when uvloop drops its callback, reading ends.
 
 Relies on ``uvloop.loop.libuv_get_loop_t_ptr`` and exported libuv symbols; see docs/what-it-relies-on.md.
 """
