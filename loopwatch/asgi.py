@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from loopwatch.config import Config
     from loopwatch.exchange import ASGIApp, Message, Receive, Scope, Send
+    from loopwatch.hot import Stage
 
 _INSTALLED = "_loopwatch"
 
@@ -80,36 +81,40 @@ class LoopWatchMiddleware:
         if kind not in ("http", "websocket"):
             return self.app(scope, receive, send)
         is_measured = self.door.is_measured(scope)  # by a middleware further out
-        is_ready = self._ready(scope, starts=not is_measured)
+        stage = self._ready(scope, starts=not is_measured)
         if kind == "http" and self._is_scrape(scope):
             return self._serve_metrics(scope, send)
-        if is_measured or not is_ready:
+        if is_measured or stage is None:
             return self.app(scope, receive, send)
         if kind == "http":
-            return cast("Awaitable[None]", self.door.measure(scope, receive, send))
+            return cast("Awaitable[None]", self.door.measure(scope, receive, send, stage))
         session = WebSocketSession(receive, send)
-        session.request = self.door.begin(scope, session.send)
+        session.request = self.door.begin(scope, session.send, stage)
         served = self.door.serve(session.request, scope, session.receive, session.send)
         return cast("Awaitable[None]", served)
 
-    def _ready(self, scope: Scope, *, starts: bool) -> bool:
-        """Tell whether this request can be measured; ``starts`` is whether to start the watch for that."""
+    def _ready(self, scope: Scope, *, starts: bool) -> Stage | None:
+        """Return the stage that this request is measured on, or None; ``starts``: start the watch if need be."""
         watch = self.watch
         try:
             if watch.recorder.routes is None:
                 self._read_routes(scope)
             loop = asyncio.get_running_loop()
-            if watch.loop is not loop:
+            stage = watch.stage_of(loop)
+            if stage is None:
                 if not starts:
-                    return False
-                if watch.loop is not None and watch.loop.is_running():
+                    return None
+                other = watch.loop
+                if other is None or not other.is_running():
+                    watch.start()
+                    stage = watch.stage_of(loop)
+                if stage is None:
                     raise RuntimeError("the app runs on a second event loop at the same time")
-                watch.start()
-            self.door.lead_to(loop, watch.stage, self._metrics_path)
+            self.door.lead_to(loop, stage, self._metrics_path)
         except Exception as error:
             self._fail(error)
-            return False
-        return True
+            return None
+        return stage
 
     def _read_routes(self, scope: Scope) -> None:
         try:

@@ -219,6 +219,7 @@ class Stage:
 
     running: object
     off: cython.bint
+    thread: cython.ulong
     bound: cython.longlong
     next_bound: cython.longlong
     on_failure: object
@@ -254,6 +255,7 @@ class Stage:
     ) -> None:
         self.running = None
         self.off = False
+        self.thread = 0
         self.bound = NEVER
         self.next_bound = NEVER
         self.on_failure = on_failure
@@ -1012,7 +1014,7 @@ class Request:
             stage: Stage = self.stage
             if stage.running is self:
                 self._book_step(stage.now())
-            elif self._resting or stage.off or get_ident() != door._thread:  # where garbage collection closes it
+            elif self._resting or stage.off or get_ident() != stage.thread:  # where garbage collection closes it
                 self._mark = stage.now()
             else:  # an empty step books what lies before it
                 self._leave(self._enter(UNKNOWN))
@@ -1672,6 +1674,17 @@ class LastSend:
 
 @cython.final
 @cython.cclass
+class _Way:
+    """Whose requests a door measures, and on which stage: replaced as one, as an app may run on several threads."""
+
+    loop: object
+    is_running: object
+    stage: Stage
+    metrics_path: str
+
+
+@cython.final
+@cython.cclass
 class Door:
     """Where requests come in: begins one for each, and finds its account when it has ended. Loop thread.
 
@@ -1681,11 +1694,7 @@ class Door:
 
     _app: object
     _aside: object
-    _loop: object
-    _is_running: object
-    _thread: cython.ulong
-    _metrics_path: str
-    _stage: Stage
+    _way: _Way
     _accounts: dict
     _observer: object
     active: cython.longlong
@@ -1694,10 +1703,7 @@ class Door:
     def __init__(self, app: object, aside: object, recorder: object) -> None:
         self._app = app
         self._aside = aside
-        self._loop = self._is_running = None
-        self._thread = 0
-        self._metrics_path = None
-        self._stage = None
+        self._way = None
         self._accounts = {}
         self._observer = None
         self.active = 0
@@ -1705,23 +1711,25 @@ class Door:
 
     def begin_anew(self) -> None:
         """Forget the loop and all requests, as in a child process that was forked."""
-        self._loop = self._is_running = self._stage = None
-        self._thread = 0
+        self._way = None
         self._accounts = {}
         self.active = 0
 
     def lead_to(self, loop: object, stage: Stage, metrics_path: object) -> None:
         """Measure what comes on ``loop``, which runs in this thread, from now on, but for the metrics path."""
-        self._loop = loop
-        self._is_running = loop.is_running
-        self._thread = get_ident()
-        self._stage = stage
-        self._metrics_path = metrics_path
+        stage.thread = get_ident()
+        way: _Way = _Way.__new__(_Way)
+        way.loop = loop
+        way.is_running = loop.is_running
+        way.stage = stage
+        way.metrics_path = metrics_path
+        self._way = way
 
     def renew(self, loop: object, stage: Stage) -> None:
         """Measure what comes on ``loop`` on another stage from now on; where that is not led to, change nothing."""
-        if loop is self._loop:
-            self._stage = stage
+        way: _Way = self._way
+        if way is not None and loop is way.loop:
+            self.lead_to(loop, stage, way.metrics_path)
 
     def observe(self, observer: object) -> None:
         """Have ``observer`` told when a request begins and ends, and when it held or waited for the loop for long.
@@ -1746,25 +1754,27 @@ class Door:
         if type(scope) is not dict:
             return self._aside(scope, receive, send)
         fields: dict = scope
+        way: _Way = self._way
         if (
-            fields["type"] != "http"
-            or get_ident() != self._thread  # up to 3.11, `get_running_loop` would ask the system
-            or not self._is_running()
-            or (self._metrics_path is not None and may_end_with(fields.get("path"), self._metrics_path))
+            way is None
+            or fields["type"] != "http"
+            or get_ident() != way.stage.thread  # up to 3.11, `get_running_loop` would ask the system
+            or not way.is_running()
+            or (way.metrics_path is not None and may_end_with(fields.get("path"), way.metrics_path))
         ):
             return self._aside(scope, receive, send)
-        return self._measure(scope, receive, send)
+        return self._measure(scope, receive, send, way.stage)
 
-    def measure(self, scope: object, receive: object, send: object) -> object:
-        """Return the measured request of an HTTP scope."""
-        return self._measure(scope, receive, send)
+    def measure(self, scope: object, receive: object, send: object, stage: Stage) -> object:
+        """Return the measured request of an HTTP scope; ``stage`` is that of the running loop."""
+        return self._measure(scope, receive, send, stage)
 
     @cython.cfunc
-    def _measure(self, scope: object, receive: object, send: object) -> object:
-        alone: cython.bint = self._stage.running is None and len(IN_USE) == 1 and IN_USE[0] is self._stage
+    def _measure(self, scope: object, receive: object, send: object, stage: Stage) -> object:
+        alone: cython.bint = stage.running is None and len(IN_USE) == 1 and IN_USE[0] is stage
         if not alone and self._is_measured(scope):
             return self._app(scope, receive, send)
-        request: Request = self._begin(scope, send)
+        request: Request = self._begin(scope, send, stage)
         # A method of Python's is called faster than an object with a `__call__`.
         return self._serve(request, scope, receive, request if cython.compiled else request.__call__)
 
@@ -1796,19 +1806,19 @@ class Door:
                     return True
         return False
 
-    def begin(self, scope: object, send: object) -> Request:
-        """Return a new request whose coroutine is still to be given to :meth:`Request.drive`."""
-        return self._begin(scope, send)
+    def begin(self, scope: object, send: object, stage: Stage) -> Request:
+        """Return a new request on ``stage``, whose coroutine is still to be given to :meth:`Request.drive`."""
+        return self._begin(scope, send, stage)
 
     @cython.cfunc
-    def _begin(self, scope: object, send: object) -> Request:
+    def _begin(self, scope: object, send: object, stage: Stage) -> Request:
         request: Request = Request.__new__(Request)
         if not cython.compiled:  # the compiler clears all there is
             request.status = request._workers = 0
             request._coroutine = request._outer = request._background = None
             request._job = request._jobs = request._timers = request._victims = None
             request._shared = False
-        request.stage = self._stage
+        request.stage = stage
         request.scope = scope
         request._send = send
         request._door = self
@@ -1817,7 +1827,7 @@ class Door:
             try:
                 self._observer.begin(request)
             except Exception as error:
-                self._stage.on_failure("middleware", error, "who observes such requests is not told of them")
+                stage.on_failure("middleware", error, "who observes such requests is not told of them")
         request._begin()
         return request
 

@@ -146,6 +146,9 @@ class LoopWatch:
         self._adviser = Adviser(self._threads.pools.read)
         self._parts: list[tuple[str, _Part]] = []
         self._changing = threading.RLock()  # of starting and stopping: an app may run on loops of several threads
+        self._measured: tuple[asyncio.AbstractEventLoop, Stage] | None = (
+            None  # read as one, by any of their threads
+        )
         self._close: Patch | None = None
         self._watcher_cpu = 0.0
         _hear_of_forks_and_the_end()
@@ -178,6 +181,7 @@ class LoopWatch:
         self.stage = Stage(self.failures.report)
         self._attempt("loop clock", lambda: self._start_clock(loop))
         self._attempt("steps", lambda: self._start_steps(loop))
+        self._measured = loop, self.stage
         if self.door is not None:
             self.door.renew(loop, self.stage)  # it may have been stopped and started
         self._attempt("threads", lambda: self._start_threads(loop))
@@ -186,6 +190,11 @@ class LoopWatch:
         self._attempt("opentelemetry", self._start_opentelemetry)
         self._attempt("traces", self._start_traces)
         self._attempt("loop close", lambda: self._stop_when_closed(loop))
+
+    def stage_of(self, loop: asyncio.AbstractEventLoop) -> Stage | None:
+        """Return the stage that ``loop`` is measured on now; None where another one, or none, is measured."""
+        measured = self._measured
+        return measured[1] if measured is not None and measured[0] is loop else None
 
     def stop(self) -> None:
         """Stop measuring and restore all that was patched; snapshots keep what was seen. Safe to call twice."""
@@ -200,6 +209,7 @@ class LoopWatch:
 
     def _stop(self) -> None:
         loop, self.loop = self.loop, None
+        self._measured = None
         if loop is None:
             return
         parts, self._parts = self._parts, []
@@ -229,7 +239,7 @@ class LoopWatch:
         No lock is taken, as another thread may have held it when that happened.
         """
         self._changing = threading.RLock()
-        self.loop = self._close = self._stalls = self._ending = None
+        self.loop = self._measured = self._close = self._stalls = self._ending = None
         self._parts, self._loops, self._watcher_cpu = [], _Loops(), 0.0
         self.stage = Stage(self.failures.report)
         self._steps = StepsProbe(self.stage)

@@ -24,8 +24,9 @@ def scope(path="/"):
 
 def request_on(watch_or_stage, path="/"):
     """Return a request whose coroutine is still to be given to it."""
-    door, _ = door_on(getattr(watch_or_stage, "stage", watch_or_stage))
-    return door.begin(scope(path), None)
+    stage = getattr(watch_or_stage, "stage", watch_or_stage)
+    door, _ = door_on(stage)
+    return door.begin(scope(path), None, stage)
 
 
 def times(request):

@@ -99,7 +99,7 @@ def test_a_response_is_followed_by_its_messages_whatever_they_are(machine, messa
     door.observe(
         types.SimpleNamespace(begin=lambda _: None, end=lambda _, status_class: ended.append(status_class))
     )
-    request = door.begin(scope(), send)
+    request = door.begin(scope(), send, machine.stage)
     finish(respond(request))
     assert passed == messages
     assert request.is_open() is not ends
@@ -122,7 +122,7 @@ def test_what_is_asked_given_and_returned_passes_through_a_request(machine):
 
     async def serve():
         door, _ = door_on(machine.stage)
-        request = door.begin(scope(), send)
+        request = door.begin(scope(), send, machine.stage)
         return await request.drive(app(request))
 
     steps = serve()
@@ -136,7 +136,7 @@ def test_what_is_asked_given_and_returned_passes_through_a_request(machine):
 def test_a_request_that_another_thread_closes_takes_no_step_there(machine):
     """Garbage collection may close one in any thread, while the loop's own takes a step of another."""
     door, _ = door_on(machine.stage)
-    dropped, request = door.begin(scope(), None), door.begin(scope(), None)
+    dropped, request = door.begin(scope(), None, machine.stage), door.begin(scope(), None, machine.stage)
     steps = dropped.drive(suspend()).__await__()
     next(steps)
 
@@ -219,7 +219,7 @@ def test_time_in_which_nobody_works_for_the_request_is_not_booked(machine):
 
 def test_a_request_ends_once_and_what_comes_later_is_background(machine):
     door, recorder = door_on(machine.stage)
-    request = door.begin(scope(), None)
+    request = door.begin(scope(), None, machine.stage)
 
     async def work():
         machine.compute(0.002)
@@ -246,7 +246,7 @@ def test_a_request_ends_once_and_what_comes_later_is_background(machine):
 
 def test_cpu_and_wait_have_a_histogram_each(machine):
     door, recorder = door_on(machine.stage)
-    request = door.begin(scope(), None)
+    request = door.begin(scope(), None, machine.stage)
 
     async def work():
         machine.compute(0.002)
@@ -278,7 +278,7 @@ def test_steps_shorter_than_a_quarter_of_a_millisecond_are_taken_to_be_cpu(machi
 def test_an_observation_on_a_bound_belongs_to_the_bucket_below_it(machine):
     door, recorder = door_on(machine.stage)
     for seconds in (0.001, 0.0010001, 20.0):
-        request = door.begin(scope(), None)
+        request = door.begin(scope(), None, machine.stage)
         machine.wait(seconds)
         request.end(200)
     (reading,) = recorder.read()
@@ -298,7 +298,7 @@ def test_a_stage_that_is_used_twice_is_let_go_of_by_switching_it_off_once(machin
         seen.append(door.is_measured(measured))
 
     with pytest.raises(StopIteration):
-        door.begin(measured, None).drive(app()).send(None)
+        door.begin(measured, None, machine.stage).drive(app()).send(None)
     assert seen == [True, False]
 
 

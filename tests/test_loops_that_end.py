@@ -49,7 +49,7 @@ def test_a_loop_that_is_closed_past_what_replaces_its_close_is_measured_no_more(
     assert (done.returncode, done.stdout) == (0, "alive () {}\n"), done.stderr
 
 
-def test_one_app_on_the_loops_of_several_threads_raises_nothing_into_their_ends():
+def test_one_app_on_the_loops_of_several_threads_raises_nothing_into_their_ends(loop_kind):
     """Each closes its loop while others start and stop to measure theirs."""
 
     async def app(scope, receive, send):
@@ -63,6 +63,7 @@ def test_one_app_on_the_loops_of_several_threads_raises_nothing_into_their_ends(
     async def send(message):
         pass
 
+    make = uvloop.new_event_loop if loop_kind == "uvloop" else asyncio.new_event_loop
     watched, errors = LoopWatchMiddleware(app), []
 
     async def main():
@@ -71,7 +72,8 @@ def test_one_app_on_the_loops_of_several_threads_raises_nothing_into_their_ends(
     def repeat():
         try:
             for _ in range(50):
-                asyncio.run(main())
+                with asyncio.Runner(loop_factory=make) as runner:
+                    runner.run(main())
         except BaseException as error:
             errors.append(error)
 

@@ -681,10 +681,10 @@ def test_a_door_without_an_observer_tells_nobody_and_one_with_it_tells_all(run):
             async def work():
                 burn_cpu(0.05)
 
-            request = door.begin(scope(), None)
+            request = door.begin(scope(), None, watch.stage)
             await request.drive(work())
             door.observe(None)
-            await door.begin(scope(), None).drive(asyncio.sleep(0))
+            await door.begin(scope(), None, watch.stage).drive(asyncio.sleep(0))
             return observer.told
 
     begun, held, ended = run(main)
@@ -707,7 +707,7 @@ def test_what_the_observer_takes_at_the_beginning_is_no_time_of_the_request(run)
         async with loopwatch.LoopWatch() as watch:
             door, _ = door_on(watch.stage)
             door.observe(observer := Slow())
-            await door.begin(scope(), None).drive(asyncio.sleep(0))
+            await door.begin(scope(), None, watch.stage).drive(asyncio.sleep(0))
             return observer.told
 
     assert run(main) < 0.2  # what it slept at least

@@ -603,7 +603,7 @@ def test_a_request_and_its_work_let_go_of_each_other(run, keep, fate):
             async def handle():
                 await loop.run_in_executor(executor, may_end.wait)
 
-            request = door.begin(scope(), None).drive(handle())
+            request = door.begin(scope(), None, watch.stage).drive(handle())
             del door, recorder
             if fate == "forgotten":
                 request.send(None)
