@@ -146,9 +146,7 @@ class LoopWatch:
         self._adviser = Adviser(self._threads.pools.read)
         self._parts: list[tuple[str, _Part]] = []
         self._changing = threading.RLock()  # of starting and stopping: an app may run on loops of several threads
-        self._measured: tuple[asyncio.AbstractEventLoop, Stage] | None = (
-            None  # read as one, by any of their threads
-        )
+        self._measured: tuple[asyncio.AbstractEventLoop, Stage] | None = None  # read as one, by any thread
         self._close: Patch | None = None
         self._watcher_cpu = 0.0
         _hear_of_forks_and_the_end()

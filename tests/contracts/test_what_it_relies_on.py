@@ -7,11 +7,13 @@ import asyncio
 import concurrent.futures
 import inspect
 import os
+import pathlib
 import selectors
 import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 
 import anyio.from_thread
@@ -224,9 +226,11 @@ def test_a_socket_can_be_bound_to_an_address_of_the_systems_choice():
         assert one.getsockname().startswith(b"\0")
 
 
-def test_where_there_is_a_compiler_the_compiled_core_is_in_use():
+def test_where_there_is_a_compiler_with_headers_the_compiled_core_is_in_use():
     if not (shutil.which("cc") or shutil.which("gcc")):
         pytest.skip("no C compiler: the plain core is all there is")
+    if not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists():
+        pytest.skip("no headers of Python: the plain core is all there is")
     told = {
         pure: subprocess.run(
             [sys.executable, "-c", "from loopwatch import hot; print(hot.COMPILED, hot.Lookout is not None)"],
