@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from loopwatch.exchange import WebSocketSession
 from loopwatch.failures import logger
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
     from loopwatch.config import Config
     from loopwatch.exchange import ASGIApp, Message, Receive, Scope, Send
+    from loopwatch.exporters.prometheus import Page
     from loopwatch.hot import Stage
 
 _INSTALLED = "_loopwatch"
+_BRIEFLY_SECONDS = 0.05
+_Answer = TypeVar("_Answer")
 
 
 def install(app: Any, config: Config | None = None) -> LoopWatch:
@@ -56,6 +59,29 @@ def is_installed(app: Any) -> bool:
     return hasattr(app, _INSTALLED) or isinstance(app, LoopWatchMiddleware) or LoopWatchMiddleware in added
 
 
+async def _unless_gone(answer: asyncio.Future[_Answer], receive: Receive) -> _Answer | None:
+    """Return what answers a client, or None, as soon as that has gone: few servers cancel a request then."""
+    gone = None
+    try:
+        await asyncio.wait((answer,), timeout=_BRIEFLY_SECONDS)  # most need no task for it, which would be counted
+        if not answer.done():
+            gone = asyncio.ensure_future(_until_gone(receive))
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else None
+    finally:
+        answer.cancel()
+        if gone is not None:
+            gone.cancel()
+
+
+async def _until_gone(receive: Receive) -> None:
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except Exception:  # a server, or a test, that does not tell
+        await asyncio.Future()
+
+
 class LoopWatchMiddleware:
     """Measures every request of an ASGI app and answers ``GET`` at the configured metrics path.
 
@@ -67,6 +93,7 @@ class LoopWatchMiddleware:
         self.app = app
         self.watch = watch or LoopWatch(config)
         self._metrics_path = self.watch.config.metrics_path
+        self._said_no_asyncio = False
         self.door = self.watch.door = Door(app, self._aside, self.watch.recorder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -83,7 +110,7 @@ class LoopWatchMiddleware:
         is_measured = self.door.is_measured(scope)  # by a middleware further out
         stage = self._ready(scope, starts=not is_measured)
         if kind == "http" and self._is_scrape(scope):
-            return self._serve_metrics(scope, send)
+            return self._serve_metrics(scope, receive, send)
         if is_measured or stage is None:
             return self.app(scope, receive, send)
         if kind == "http":
@@ -99,7 +126,9 @@ class LoopWatchMiddleware:
         try:
             if watch.recorder.routes is None:
                 self._read_routes(scope)
-            loop = asyncio.get_running_loop()
+            loop = self._running_loop()
+            if loop is None:
+                return None
             stage = watch.stage_of(loop)
             if stage is None:
                 if not starts:
@@ -115,6 +144,21 @@ class LoopWatchMiddleware:
             self._fail(error)
             return None
         return stage
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop of this thread; say once, if it has none, that nothing is measured."""
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            if not self._said_no_asyncio:
+                self._said_no_asyncio = True
+                logger.warning("loopwatch: this app does not run on asyncio (but on trio?); nothing is measured")
+            return None
+
+    async def _page_without_asyncio(self, accept: str, accept_encoding: str, query: str) -> Page:
+        import anyio.to_thread  # noqa: PLC0415 # only servers that are built on it run an app elsewhere
+
+        return await anyio.to_thread.run_sync(self.watch.prometheus.render, accept, accept_encoding, query)
 
     def _read_routes(self, scope: Scope) -> None:
         try:
@@ -151,7 +195,7 @@ class LoopWatchMiddleware:
         try:
             # Where another watch measures this loop, it may be that of a middleware further out, which measures
             # this app too: the first request tells.
-            if self.watch.loop is not None or not self.watch.others():
+            if self._running_loop() and (self.watch.loop is not None or not self.watch.others()):
                 self.watch.start()
         except Exception as error:
             self.watch.failures.report("start", error, "nothing is measured yet")
@@ -161,17 +205,23 @@ class LoopWatchMiddleware:
             return False
         return scope.get("path") in (self._metrics_path, f"{scope.get('root_path') or ''}{self._metrics_path}")
 
-    async def _serve_metrics(self, scope: Scope, send: Send) -> None:
-        """Answer a scrape. It is no request of the app's and is not counted as one."""
+    async def _serve_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a scrape, unless who asked goes. It is no request of the app's and is not counted as one."""
         status = 200
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ())}
             accepts = headers.get("accept", ""), headers.get("accept-encoding", "")
             query = (scope.get("query_string") or b"").decode("latin-1")
             # The page is of all watches: where this one leaves the loop to another, so it does the page.
-            others = self.watch.others() if self.watch.loop is None else ()
-            watch = others[0] if others else self.watch
-            answer_headers, body = await watch.prometheus.page(*accepts, query)
+            if self._running_loop() is None:
+                page = await self._page_without_asyncio(*accepts, query)
+            else:
+                others = self.watch.others() if self.watch.loop is None else ()
+                watch = others[0] if others else self.watch
+                page = await _unless_gone(watch.prometheus.page(*accepts, query), receive)
+            if page is None:
+                return
+            answer_headers, body = page
         except Exception as error:
             self.watch.failures.report("scrape", error, f"{self._metrics_path} answers 500")
             status, body = 500, b"The metrics could not be rendered; the log of the app says why.\n"

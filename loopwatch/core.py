@@ -29,6 +29,7 @@ from types import CoroutineType, SimpleNamespace
 from typing import Any
 
 from loopwatch import _cython as cython
+from loopwatch.awaiting import awaited
 
 if cython.compiled is None:  # never: this tells the compiler what the name means
     import cython
@@ -981,6 +982,12 @@ class Request:
         ending._coroutine = sent if type(sent) is CoroutineType else steppable(sent)
         return ending
 
+    def __getattr__(self, name):
+        # __name__ and its like: what tracers ask the `send` of an app for.
+        if self._send is None:
+            raise AttributeError(name)
+        return getattr(self._send, name)
+
     # --- the account
 
     def open(self) -> None:
@@ -1407,13 +1414,7 @@ async def say_nothing():
 
 def steppable(awaitable: object):
     """Return what an app gave us as something that has ``send``; nearly always it is a coroutine already."""
-    if iscoroutine(awaitable):
-        return awaitable
-
-    async def wait():
-        return await awaitable
-
-    return wait()
+    return awaitable if iscoroutine(awaitable) else awaited(awaitable)
 
 
 def covered(intervals: list):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SWITCHED, _REFUSED = 101, 403
+_STATUSES = range(100, 600)
 
 
 class WebSocketSession:
@@ -44,7 +45,7 @@ class WebSocketSession:
                 self._answer(_REFUSED)
             elif kind == "websocket.http.response.start":
                 status = message.get("status")
-                self._answer(status if isinstance(status, int) else _REFUSED)
+                self._answer(status if isinstance(status, int) and status in _STATUSES else _REFUSED)
         await self._send(message)
 
     async def receive(self) -> Message:

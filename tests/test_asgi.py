@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import gzip
 import logging
+import subprocess
+import sys
+import threading
 import time
 from types import SimpleNamespace
 
 import httpx
 import prometheus_client
 import pytest
+import trio
 from fastapi import BackgroundTasks, FastAPI
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -22,6 +27,7 @@ import loopwatch
 from loopwatch.hot import Stage, TimedSelect
 from loopwatch.routes import RouteTable
 from loopwatch.testing import block_loop
+from tests.waiting import until
 
 
 def hello_app():
@@ -477,8 +483,6 @@ def test_the_page_is_rendered_off_the_loop_and_out_of_anyios_pool():
 
     class Nosy:
         def collect(self):
-            import threading
-
             threads.append(threading.current_thread().name)
             return []
 
@@ -489,9 +493,139 @@ def test_the_page_is_rendered_off_the_loop_and_out_of_anyios_pool():
         loopwatch.install(app)
         threads.clear()
         fetch(app, "/metrics")
-        assert threads == ["loopwatch-scrape_0"]
+        assert threads == ["loopwatch-scrape"]
     finally:
         prometheus_client.REGISTRY.unregister(nosy)
+
+
+@pytest.fixture
+def hanging():
+    """A collector of the app's that waits until it may go on, and counts how often it is asked."""
+
+    class Hanging:
+        def __init__(self):
+            self.asked, self.may_go_on, self.collects = 0, threading.Event(), []
+
+        def collect(self):
+            self.asked += 1
+            self.collects.append(gc.isenabled())
+            self.may_go_on.wait(30)
+            return []
+
+        def describe(self):
+            return []
+
+    one = Hanging()
+    prometheus_client.REGISTRY.register(one)
+    yield one
+    one.may_go_on.set()
+    prometheus_client.REGISTRY.unregister(one)
+
+
+SCRAPERS = 20
+
+
+def scrape_of(app, receive):
+    """Return a scrape that begins now, and the statuses it has sent."""
+    statuses = []
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": [], "query_string": b""}
+    return asyncio.ensure_future(app(scope, receive, send)), statuses
+
+
+def test_scrapes_whose_clients_have_gone_are_not_rendered(hanging):
+    app = loopwatch.LoopWatchMiddleware(hello_app())
+
+    async def main():
+        gone = asyncio.Event()
+
+        async def receive():
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        scrapes = [scrape_of(app, receive) for _ in range(SCRAPERS)]
+        await until(lambda: hanging.asked, "the first to be rendered")
+        gone.set()
+        await asyncio.gather(*(scrape for scrape, _ in scrapes))
+        assert not any(statuses for _, statuses in scrapes)
+        last, statuses = scrape_of(app, receive_nothing)
+        hanging.may_go_on.set()
+        await last
+        assert statuses[0] == 200
+        app.watch.stop()
+
+    asyncio.run(main())
+    assert hanging.asked == 2  # what was rendered when they went, and the last
+
+
+def test_scrapes_that_wait_at_the_same_time_are_given_one_page(hanging):
+    app = loopwatch.LoopWatchMiddleware(hello_app())
+
+    async def main():
+        scrapes = [scrape_of(app, receive_nothing)]
+        await until(lambda: hanging.asked, "the first to be rendered")
+        scrapes += [scrape_of(app, receive_nothing) for _ in range(SCRAPERS)]
+        await asyncio.sleep(0.1)
+        scrapes.pop()[0].cancel()  # which cancels nobody else's
+        hanging.may_go_on.set()
+        await asyncio.gather(*(scrape for scrape, _ in scrapes))
+        assert [statuses[0] for _, statuses in scrapes] == [200] * SCRAPERS
+        app.watch.stop()
+
+    asyncio.run(main())
+    assert hanging.asked == 2
+
+
+async def receive_nothing():
+    await asyncio.Event().wait()
+
+
+def test_garbage_is_collected_while_a_page_is_rendered(hanging):
+    hanging.may_go_on.set()
+    app = hello_app()
+    loopwatch.install(app)
+    fetch(app, "/metrics")
+    assert hanging.collects == [True]
+
+
+def test_a_collector_that_hangs_does_not_keep_the_process():
+    subprocess.run([sys.executable, "-c", """
+import asyncio, threading, prometheus_client, loopwatch
+asked = threading.Event()
+class Hanging:
+    def describe(self): return []
+    def collect(self):
+        asked.set()
+        threading.Event().wait()
+prometheus_client.REGISTRY.register(Hanging())
+async def main():
+    app = loopwatch.LoopWatchMiddleware(None)
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": [], "query_string": b""}
+    scrape = asyncio.ensure_future(app(scope, None, None))
+    while not asked.is_set():
+        await asyncio.sleep(0.01)
+    scrape.cancel()
+asyncio.run(main())
+"""], check=True, timeout=60)  # fmt: skip
+
+
+def test_on_trio_nothing_is_measured_and_the_page_is_served(caplog):
+    app = Starlette(routes=[Route("/hello", lambda _: PlainTextResponse("hello"))])
+    watch = loopwatch.install(app)
+
+    async def main():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return [await client.get(path) for path in ("/hello", "/hello", "/metrics")]
+
+    *pages, metrics = trio.run(main)
+    assert [page.text for page in pages] == ["hello", "hello"]
+    assert (metrics.status_code, "python_info" in metrics.text) == (200, True)
+    assert (watch.failures.read(), watch.snapshot().active, watch.snapshot().routes) == ({}, 0, ())
+    (said,) = [record.message for record in caplog.records if record.name == "loopwatch"]
+    assert "does not run on asyncio" in said
 
 
 # --- loopwatch itself fails

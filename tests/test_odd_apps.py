@@ -14,6 +14,7 @@ from starlette.endpoints import HTTPEndpoint
 from starlette.responses import PlainTextResponse
 
 import loopwatch
+from loopwatch.hot import COMPILED
 from loopwatch.testing import burn_cpu
 from tests.requests import scope
 
@@ -137,6 +138,44 @@ async def send_looks_like_what_it_is(seen, wrap, send):
         await app({**FULL, "type": kind}, receive, send)
 
 
+async def send_has_the_names_of_the_servers(seen, wrap, send):
+    async def app(scope, receive, send):
+        seen.append((send.__name__, send.__qualname__) if COMPILED else "a method")
+        seen.append(hasattr(send, "cr_frame"))
+
+    await wrap(app)(FULL, receive, send)
+
+
+async def an_awaitable_raises_when_it_is_awaited(seen, wrap, send):
+    class Raises:
+        def __await__(self):
+            raise LookupError("not now")
+
+    class Sends:
+        def __await__(self):
+            return answer(None, None, send).__await__()
+
+    for kind in ("http", "http", "websocket"):
+        for awaitable in (Raises, Sends, object):
+            app = wrap(lambda *_, awaitable=awaitable: awaitable())
+            try:
+                seen.append(await app({**FULL, "type": kind}, receive, send))
+            except (LookupError, TypeError) as error:
+                seen.append(repr(error) if awaitable is Raises else type(error))
+
+
+async def a_status_is_none_that_there_is(seen, wrap, send):
+    async def app(scope, receive, send):
+        kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+        await send({"type": f"{kind}.start", "status": scope["status"], "headers": []})
+        await send({"type": f"{kind}.body"})
+
+    app = wrap(app)
+    for kind in ("http", "websocket"):
+        for status in (10**30, -(10**30), 0, -1, 99, 600, True, 200.5, "200"):
+            await app({**FULL, "type": kind, "status": status}, receive, send)
+
+
 async def executors_are_used_by_name(seen, wrap, send):
     def work():
         return "done"
@@ -177,6 +216,7 @@ ODDITIES = [
     an_app_returns_a_value, a_server_returns_a_value, a_child_returns_a_value, an_app_is_an_endpoint,
     an_app_raises_before_it_is_awaited, a_task_sends_when_the_app_has_ended, send_looks_like_what_it_is,
     executors_are_used_by_name, a_scope_lacks_what_it_should_have, a_refusal_has_no_status,
+    send_has_the_names_of_the_servers, an_awaitable_raises_when_it_is_awaited, a_status_is_none_that_there_is,
 ]  # fmt: skip
 
 

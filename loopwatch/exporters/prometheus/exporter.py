@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import gzip
+import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs
 
@@ -20,27 +19,10 @@ from loopwatch.exporters.prometheus.workers import workers_of
 from loopwatch.samples import samples_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from loopwatch.readings import Snapshot
     from loopwatch.samples import Samples
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector out: a page's thousands of samples would bring it in, and it stops all threads.
-
-    A full collection is what stalls the loop most while a long page is rendered. An app that switches the collector
-    off for good does so at its start, not within these milliseconds.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 class Page(NamedTuple):
@@ -50,15 +32,28 @@ class Page(NamedTuple):
     body: bytes
 
 
+class _Wish(NamedTuple):
+    """What a scraper wants: those who want the same are given the same page."""
+
+    accept: str
+    is_zipped: bool
+    names: tuple[str, ...]
+
+
+class _Rendering:
+    """A page that is still to be rendered, for all who wait for it."""
+
+    def __init__(self, wish: _Wish) -> None:
+        self.wish = wish
+        self.page: Future[Page] = Future()
+        self.waiting: set[asyncio.Future[Page]] = set()
+
+
 class PrometheusExporter:
     """Keeps one watch's metrics in a registry and renders pages in one thread of its own.
 
     Neither the loop nor anyio's pool renders: the loop would stall, and the pool may be the one that is full.
     With ``PROMETHEUS_MULTIPROC_DIR`` each page is of all workers.
-
-    Raises:
-        ValueError: that folder is not there, or cannot be written to.
-
     """
 
     def __init__(
@@ -83,7 +78,8 @@ class PrometheusExporter:
         self._cpu_seconds = 0.0
         self._joined = self._writes = False
         self._rendering = threading.Lock()
-        self._thread: ThreadPoolExecutor | None = None
+        self._renderings: queue.SimpleQueue[_Rendering | None] | None = None
+        self._wanted: dict[_Wish, _Rendering] = {}
 
     def cpu_times(self) -> dict[str, float]:
         """Return the CPU seconds of the threads that this started. Any thread."""
@@ -112,9 +108,9 @@ class PrometheusExporter:
             if self._workers is not None:
                 self._workers.stop()
             self._gathering.leave(self, self._registry)
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.shutdown(wait=False, cancel_futures=True)  # this may be the loop's thread
+        renderings, self._renderings = self._renderings, None
+        if renderings is not None:
+            renderings.put(None)
 
     def read(self) -> Samples:
         """Return the samples of the watch; none where that fails: the app's own still render. Any thread."""
@@ -124,26 +120,68 @@ class PrometheusExporter:
             self._on_failure(error)
             return []
 
-    async def page(self, accept: str, accept_encoding: str, query: str) -> Page:
-        """Render the registry for a scraper that sent these headers and this query string. Loop thread."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="loopwatch-scrape")
-        return await asyncio.wrap_future(self._thread.submit(self.render, accept, accept_encoding, query))
+    def page(self, accept: str, accept_encoding: str, query: str) -> asyncio.Future[Page]:
+        """Have the registry rendered for a scraper that sent these headers and this query string. Loop thread.
+
+        Who asks for the same before its rendering begins is given the same page. Cancel what is returned where
+        nobody waits for it any more: if all have, nothing is rendered.
+        """
+        wish = _Wish(accept, gzip_accepted(accept_encoding), tuple(parse_qs(query).get("name[]", ())))
+        rendering = self._wanted.get(wish)
+        is_new = rendering is None
+        if rendering is None:
+            rendering = self._wanted[wish] = _Rendering(wish)
+        page = asyncio.shield(asyncio.wrap_future(rendering.page))
+        rendering.waiting.add(page)
+        page.add_done_callback(rendering.waiting.discard)
+        if is_new:
+            self._hand_over(rendering)
+        return page
+
+    def _hand_over(self, rendering: _Rendering) -> None:
+        """Have a page rendered by the thread, which is begun with the first and ends with :meth:`stop`."""
+        renderings = self._renderings
+        if renderings is None:
+            renderings = queue.SimpleQueue()
+            # Not one of an executor: the end of the process would wait for a collector of the app's that hangs.
+            threading.Thread(target=self._serve, args=(renderings,), name="loopwatch-scrape", daemon=True).start()
+            if self._joined:
+                self._renderings = renderings
+        renderings.put(rendering)
+        if renderings is not self._renderings:
+            renderings.put(None)
+
+    def _serve(self, renderings: queue.SimpleQueue[_Rendering | None]) -> None:
+        """Render one page after the other. A thread of its own."""
+        while (rendering := renderings.get()) is not None:
+            self._wanted.pop(rendering.wish, None)
+            if not rendering.waiting:
+                rendering.page.cancel()
+                continue
+            try:
+                page = self._render_one(rendering.wish)
+            except Exception as error:
+                rendering.page.set_exception(error)
+            else:
+                rendering.page.set_result(page)
+            del rendering  # nothing is kept of it until the next
 
     def render(self, accept: str, accept_encoding: str, query: str) -> Page:
         """Render the registry, one page at a time. Any thread but the loop's."""
-        with self._rendering:
-            return self._render(accept, accept_encoding, query)
+        names = tuple(parse_qs(query).get("name[]", ()))
+        return self._render_one(_Wish(accept, gzip_accepted(accept_encoding), names))
 
-    def _render(self, accept: str, accept_encoding: str, query: str) -> Page:
+    def _render_one(self, wish: _Wish) -> Page:
+        with self._rendering:
+            return self._render(wish)
+
+    def _render(self, wish: _Wish) -> Page:
         cpu_before = time.thread_time()
-        encode, content_type = choose_encoder(accept)
-        names = parse_qs(query).get("name[]")
-        registry = self._registry if self._workers is None else self._workers.registry()
-        with _no_collection():
-            body = encode(registry.restricted_registry(names) if names else registry)
+        encode, content_type = choose_encoder(wish.accept)
+        registry = (self._workers and self._workers.registry()) or self._registry
+        body = encode(registry.restricted_registry(wish.names) if wish.names else registry)
         headers = [(b"content-type", content_type.encode()), (b"vary", b"accept, accept-encoding")]
-        if gzip_accepted(accept_encoding):
+        if wish.is_zipped:
             body = gzip.compress(body, compresslevel=6)
             headers.append((b"content-encoding", b"gzip"))
         headers.append((b"content-length", str(len(body)).encode()))

@@ -5,7 +5,11 @@ rendered with a ``MultiProcessCollector``, the app's own included. They are writ
 a worker is scraped: it rings at all others, and waits until they have written. A thread answers, so a stuck loop
 does not keep its worker's figures back.
 
-Relies on ``prometheus_client.values.ValueClass`` and ``MultiProcessCollector.merge``: docs/what-it-relies-on.md.
+prometheus_client maps its files into memory: where the disk is full, the kernel kills who writes there. These files
+have the same format, but each is written anew beside the last one and takes its place. So a write that fails is an
+error that can be caught, and files that somebody removed are there again after the next.
+
+Relies on the format of those files and ``MultiProcessCollector.merge``: docs/what-it-relies-on.md.
 """
 
 from __future__ import annotations
@@ -17,12 +21,16 @@ import math
 import os
 import pathlib
 import re
+import secrets
 import socket
+import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, values
+from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -46,50 +54,61 @@ ANSWER_SECONDS = 0.25
 """How long a scrape waits for the other workers; one that does not answer is told as it last wrote."""
 
 _PID = re.compile(r"_(\d+)\.db$")
-_NOTHING = {"sum": 0.0, "max": 0.0, "min": math.inf}
-"""What is written of a gauge that is gone, for files forget nothing: it changes nothing of what others have."""
+_KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livemin")
+_SAY_SECONDS = 60.0
+"""How often, at most, it is said that the folder is lost."""
+
+_MOST_NAMED = 100
+"""How many files that cannot be read are named in the log."""
+
+_HEAD = struct.Struct("ixxxx")
+_LENGTH = struct.Struct("i")
+_VALUE_AND_TIME = struct.Struct("dd")
 
 
 def folder_of_workers() -> pathlib.Path | None:
-    """Return the folder that the workers share, ``None`` where each is to tell of itself.
-
-    Raises:
-        ValueError: the folder is not there, or cannot be written to.
-
-    """
-    if FOLDER not in os.environ or getattr(values, "ValueClass", values.MutexValue) is values.MutexValue:
+    """Return the folder that the workers share, ``None`` where each is to tell of itself."""
+    if not os.environ.get(FOLDER) or getattr(values, "ValueClass", values.MutexValue) is values.MutexValue:
         return None  # prometheus_client looks when it is imported
-    folder = pathlib.Path(os.environ[FOLDER])
-    if not os.environ[FOLDER] or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"{FOLDER} must be a folder that can be written to, got {os.environ[FOLDER]!r}. "
-            "Create it, empty, before the workers start, or unset the variable."
-        )
-    return folder
-
-
-class _Series(NamedTuple):
-    """One metric with one set of labels: where its numbers are written, and those that were written last."""
-
-    metric: Metric
-    files: list[Any]
-    told: list[float]
+    return pathlib.Path(os.environ[FOLDER])
 
 
 class _FilesOfWorkers(Collector):
     """What all workers have written, as ``MultiProcessCollector`` reads it.
 
-    But for files without a byte, which would fail the whole page: a worker makes its files before it sizes them,
-    and leaves them so if it is killed there (https://github.com/prometheus/client_python/issues/1199).
+    But for files without a byte, which would fail the whole page: a worker of prometheus_client makes its files
+    before it sizes them, and leaves them so if it is killed there
+    (https://github.com/prometheus/client_python/issues/1199). So would any other that cannot be read.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
+        self._named: set[str] = set()
 
     def collect(self) -> Iterable[Family]:
         """Return the families, summed up over the workers."""
         written = [str(file) for file in self._folder.glob("*.db") if _size(file)]
-        return MultiProcessCollector.merge(written)  # type: ignore[no-any-return, no-untyped-call] # not typed there
+        try:
+            return _merge(written)
+        except Exception:
+            return _merge([file for file in written if self._is_readable(file)])
+
+    def _is_readable(self, file: str) -> bool:
+        try:
+            _merge([file])
+        except Exception as error:
+            if file not in self._named and len(self._named) < _MOST_NAMED:
+                self._named.add(file)
+                logger.warning(
+                    "loopwatch: pages lack what is in %r, as it cannot be read (%s: %s). "
+                    "Remove it once its worker has ended.", file, type(error).__name__, error,
+                )  # fmt: skip
+            return False
+        return True
+
+
+def _merge(files: list[str]) -> Iterable[Family]:
+    return MultiProcessCollector.merge(files)  # type: ignore[no-any-return, no-untyped-call] # not typed there
 
 
 class Workers:
@@ -98,6 +117,7 @@ class Workers:
     def __init__(self, gathering: Gathering, folder: pathlib.Path) -> None:
         self._gathering, self._folder = gathering, folder
         self._name = f"loopwatch-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}"
+        self._written = _FilesOfWorkers(folder)
         self._users = 0
         self._writing = threading.Lock()
         self._begin()
@@ -109,9 +129,13 @@ class Workers:
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._series: dict[tuple[Metric, tuple[str, ...]], _Series] = {}
+        # Not by its number alone: a process that ended may have had that, and its counters are to stay.
+        self._files = f"loopwatch-{secrets.token_hex(4)}_{self._process}"
+        self._keys: dict[tuple[Metric, tuple[str, ...]], list[bytes]] = {}
+        self._entries: dict[tuple[Metric, tuple[str, ...]], bytes] = {}
         self._stopping: threading.Event | None = None
-        self._failed = False
+        self._is_lost = False
+        self._said_at = -math.inf
         self.cpu_seconds = 0.0
         """CPU time of the writing thread so far."""
 
@@ -137,45 +161,64 @@ class Workers:
                 caller.setblocking(False)
                 caller.sendto(b"", self._address(os.getpid()))
 
-    def registry(self) -> CollectorRegistry:
-        """Return a registry of what all workers have written, up to now."""
+    def registry(self) -> CollectorRegistry | None:
+        """Return a registry of what all workers have written, up to now; ``None`` while this one cannot write."""
         self._ring()
-        self.write()
+        if not self._write_or_say_why():
+            return None
         registry = CollectorRegistry()
-        registry.register(_FilesOfWorkers(self._folder))
+        registry.register(self._written)
         return registry
 
     def write(self) -> None:
-        """Write what has changed, and put away the gauges of workers that are dead."""
+        """Write what there is, and put away the gauges of workers that are dead.
+
+        Raises:
+            OSError: the folder is not there, cannot be written to, or is full.
+
+        """
         with self._writing:
-            seen = set()
+            files: dict[str, list[bytes]] = defaultdict(list)
             for metric, samples in self._gathering.samples():
                 for attributes, value in samples:
-                    seen.add((metric, attributes))
                     numbers = [*value.counts, value.sum] if isinstance(value, HistogramReading) else [value]
-                    self._tell(metric, attributes, numbers)
-            for key in self._series.keys() - seen:
-                if key[0].kind == "gauge":
-                    self._tell(*key, [_NOTHING[key[0].together]])
+                    entry = self._entry(metric, attributes, numbers)
+                    if metric.kind == "gauge":
+                        files[f"gauge_live{metric.together}"].append(entry)
+                    else:
+                        self._entries[metric, attributes] = entry
+            for (metric, _), entry in self._entries.items():  # what is not told any more is, all the same, counted
+                files[metric.kind].append(entry)
+            for kind in _KINDS:
+                self._replace(f"{kind}_{self._files}.db", b"".join(files[kind]))
         for process in self._processes("gauge_live*_*.db"):
             if not _is_alive(process):
-                with contextlib.suppress(FileNotFoundError):  # another worker does the same
+                with contextlib.suppress(OSError):  # another worker does the same
                     mark_process_dead(process, str(self._folder))  # type: ignore[no-untyped-call] # not typed there
+                for file in self._folder.glob(f"gauge_live*_loopwatch-*_{process}.db"):
+                    with contextlib.suppress(OSError):
+                        file.unlink()
 
-    def _tell(self, metric: Metric, attributes: tuple[str, ...], numbers: list[float]) -> None:
-        series = self._series.get((metric, attributes))
-        if series is None:
-            files = list(_files(metric, attributes))
-            series = self._series[metric, attributes] = _Series(metric, files, [0.0] * len(files))
-        for place, (file, number, before) in enumerate(zip(series.files, numbers, series.told, strict=True)):
-            if metric.kind == "gauge":
-                file.set(number)
-            elif number != before:
-                file.inc(number - before)  # what was there may be of a process that had this one's number
-                series.told[place] = number
+    def _entry(self, metric: Metric, attributes: tuple[str, ...], numbers: list[float]) -> bytes:
+        keys = self._keys.get((metric, attributes))
+        if keys is None:
+            keys = self._keys[metric, attributes] = [_padded(key) for key in _keys(metric, attributes)]
+        pairs = zip(keys, numbers, strict=True)
+        return b"".join([part for key, number in pairs for part in (key, _VALUE_AND_TIME.pack(number, 0.0))])
+
+    def _replace(self, name: str, entries: bytes) -> None:
+        """Write a file as a whole: who reads meanwhile has the one before."""
+        partial = self._folder / f"{self._files}.partial"
+        try:
+            partial.write_bytes(_HEAD.pack(_HEAD.size + len(entries)) + entries)
+            partial.replace(self._folder / name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
 
     def _write_at_exit(self) -> None:
-        if os.getpid() == self._process and self._series:
+        if os.getpid() == self._process and self._entries:
             with contextlib.suppress(Exception):  # nobody is left to hear of it
                 self.write()
 
@@ -216,13 +259,27 @@ class Workers:
         if bell is not None:
             bell.close()
 
-    def _write_or_say_why(self) -> None:
+    def _write_or_say_why(self) -> bool:
         try:
             self.write()
-        except Exception:
-            if not self._failed:
-                self._failed = True
-                logger.exception("loopwatch: metrics could not be written to %s", self._folder)
+        except Exception as error:
+            if not self._is_lost:
+                self._is_lost = True
+                self._say(
+                    "metrics cannot be written to %s %r (%s: %s); pages are of one worker only until they can. "
+                    "Workers share a folder that is there before they start and that all may write to.", error,
+                )  # fmt: skip
+            return False
+        if self._is_lost:
+            self._is_lost = False
+            logger.info("loopwatch: metrics are written to %r again", str(self._folder))
+        return True
+
+    def _say(self, text: str, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._said_at >= _SAY_SECONDS:
+            self._said_at = now
+            logger.warning(f"loopwatch: {text}", FOLDER, str(self._folder), type(error).__name__, error)
 
     def _ring(self) -> None:
         """Have all other workers write."""
@@ -263,12 +320,7 @@ _WORKERS: dict[pathlib.Path, Workers] = {}
 
 
 def workers_of(gathering: Gathering) -> Workers | None:
-    """Return the one that writes for this process, ``None`` where it need not.
-
-    Raises:
-        ValueError: the folder is not there, or cannot be written to.
-
-    """
+    """Return the one that writes for this process, ``None`` where it need not."""
     folder = folder_of_workers()
     if folder is None:
         return None
@@ -277,20 +329,24 @@ def workers_of(gathering: Gathering) -> Workers | None:
     return _WORKERS[folder]
 
 
-def _files(metric: Metric, attributes: tuple[str, ...]) -> Iterator[Any]:
-    """Yield what a series' numbers are written to: buckets and sum of a histogram, or the one value."""
+def _keys(metric: Metric, attributes: tuple[str, ...]) -> Iterator[str]:
+    """Yield the names of what a series' numbers are: the buckets and the sum of a histogram, or the one value."""
     whole = metric.prometheus_name
-    name, labels = whole.removesuffix("_total"), metric.labels
+    name, labels = whole.removesuffix("_total"), list(metric.labels)
     if metric.kind != "histogram":
-        yield values.ValueClass(
-            metric.kind, name, whole, labels, attributes, metric.help, multiprocess_mode=f"live{metric.together}"
-        )
+        yield mmap_key(name, whole, labels, list(attributes), metric.help)
         return
     for bound in (*metric.buckets, math.inf):
         text = floatToGoString(bound)  # type: ignore[no-untyped-call] # not typed there
-        by_bound = (*labels, "le"), (*attributes, text)
-        yield values.ValueClass("histogram", name, f"{name}_bucket", *by_bound, metric.help)
-    yield values.ValueClass("histogram", name, f"{name}_sum", labels, attributes, metric.help)
+        yield mmap_key(name, f"{name}_bucket", [*labels, "le"], [*attributes, text], metric.help)
+    yield mmap_key(name, f"{name}_sum", labels, list(attributes), metric.help)
+
+
+def _padded(key: str) -> bytes:
+    """Return a key as the files have it: its length and itself, with spaces up to where a double may begin."""
+    encoded = key.encode()
+    padded = encoded + b" " * (8 - (len(encoded) + _LENGTH.size) % 8)
+    return _LENGTH.pack(len(encoded)) + padded
 
 
 def _size(file: pathlib.Path) -> int:
