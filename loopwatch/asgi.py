@@ -12,7 +12,7 @@ from loopwatch.routes import RouteTable
 from loopwatch.watch import LoopWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from loopwatch.config import Config
     from loopwatch.exchange import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from loopwatch.hot import Stage
 
 _INSTALLED = "_loopwatch"
+_OUTERMOST = "_loopwatch_outermost"
+_MOST_LAYERS = 1000
 _BRIEFLY_SECONDS = 0.05
 _Answer = TypeVar("_Answer")
 
@@ -49,8 +51,66 @@ def install(app: Any, config: Config | None = None) -> LoopWatch:
         raise RuntimeError("The app has started already. Call install() before it serves its first request.")
     watch = LoopWatch(config)
     setattr(app, _INSTALLED, watch)
-    app.build_middleware_stack = lambda: LoopWatchMiddleware(build(), watch=watch).door
+    outermost = _Outermost(app, build, watch)
+    app.build_middleware_stack = outermost.build
+    setattr(app, _OUTERMOST, outermost)
     return watch
+
+
+class _Outermost:
+    """Puts the middleware around each stack that an app is given: others build stacks again, or around ours."""
+
+    def __init__(self, app: Any, build: Callable[[], ASGIApp], watch: LoopWatch) -> None:
+        self._app, self._build, self._watch = app, build, watch
+        self._built: ASGIApp | None = None
+        self._middleware: LoopWatchMiddleware | None = None
+        if not isinstance(vars(type(app)).get("middleware_stack"), _MiddlewareStack):
+            type(app).middleware_stack = _MiddlewareStack()
+
+    def __reduce__(self) -> tuple[type[_Outermost], tuple[Any, Callable[[], ASGIApp], LoopWatch]]:
+        """Have it copied or pickled with its app, though that has started: another process needs the attribute."""
+        return _Outermost, (self._app, self._build, self._watch)
+
+    def build(self) -> ASGIApp:
+        """Build the stack that is measured, as it would be without: who builds around it expects that."""
+        self._built = self._build()
+        return self._built
+
+    def around(self, stack: ASGIApp) -> ASGIApp:
+        """Return what serves an app that is given ``stack``: itself, if the middleware may be in it already."""
+        if stack is not self._built and not self._is_bare(stack):
+            return stack
+        self._built = None
+        if self._middleware is None:
+            self._middleware = LoopWatchMiddleware(stack, watch=self._watch)
+        else:
+            self._middleware.app = stack
+            self._middleware.door.lead_into(stack)
+        return cast("ASGIApp", self._middleware.door)
+
+    def _is_bare(self, stack: Any) -> bool:
+        """Check that a stack leads to the app's routes, and not by way of the middleware."""
+        router = getattr(self._app, "router", None)
+        for _ in range(_MOST_LAYERS):
+            if stack is None or stack is router:
+                return stack is not None
+            if isinstance(stack, Door | LoopWatchMiddleware):
+                return False
+            stack = getattr(stack, "app", None)
+        return False
+
+
+class _MiddlewareStack:
+    """Is told when an app is given a stack. It has no ``__get__``, so the app reads its own attribute as ever."""
+
+    def __set__(self, app: Any, stack: ASGIApp | None) -> None:
+        outermost = vars(app).get(_OUTERMOST)
+        if outermost is not None and stack is not None:
+            stack = outermost.around(stack)
+        vars(app)["middleware_stack"] = stack
+
+    def __delete__(self, app: Any) -> None:
+        vars(app).pop("middleware_stack", None)
 
 
 def is_installed(app: Any) -> bool:
@@ -95,6 +155,10 @@ class LoopWatchMiddleware:
         self._metrics_path = self.watch.config.metrics_path
         self._said_no_asyncio = False
         self.door = self.watch.door = Door(app, self._aside, self.watch.recorder)
+
+    def __reduce__(self) -> tuple[Any, tuple[ASGIApp, LoopWatch]]:
+        """Have it copied or pickled as one that has measured nothing yet."""
+        return _measured, (self.app, self.watch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one scope, as ASGI defines it."""
@@ -208,6 +272,7 @@ class LoopWatchMiddleware:
     async def _serve_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a scrape, unless who asked goes. It is no request of the app's and is not counted as one."""
         status = 200
+        page: Page | None
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ())}
             accepts = headers.get("accept", ""), headers.get("accept-encoding", "")
@@ -228,3 +293,7 @@ class LoopWatchMiddleware:
             answer_headers = [(b"content-type", b"text/plain; charset=utf-8")]
         await send({"type": "http.response.start", "status": status, "headers": answer_headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _measured(app: ASGIApp, watch: LoopWatch) -> LoopWatchMiddleware:
+    return LoopWatchMiddleware(app, watch=watch)

@@ -1732,6 +1732,10 @@ class Door:
         if way is not None and loop is way.loop:
             self.lead_to(loop, stage, way.metrics_path)
 
+    def lead_into(self, app: object) -> None:
+        """Have ``app`` serve the requests from now on: those in progress, and who observes them, stay."""
+        self._app = app
+
     def observe(self, observer: object) -> None:
         """Have ``observer`` told when a request begins and ends, and when it held or waited for the loop for long.
 
@@ -1740,6 +1744,10 @@ class Door:
         not raise. ``None`` tells nobody.
         """
         self._observer = observer
+
+    def __reduce__(self):
+        """Have it copied or pickled as part of its middleware: with its app, and without what was measured."""
+        return getattr, (self._aside.__self__, "door")
 
     @property
     def app(self) -> object:

@@ -152,6 +152,10 @@ class LoopWatch:
         _hear_of_forks_and_the_end()
         _EVERYONE.add(self)
 
+    def __reduce__(self) -> tuple[type[LoopWatch], tuple[Config]]:
+        """Have it copied or pickled as one that has measured nothing yet, and has no listeners."""
+        return LoopWatch, (self.config,)
+
     def start(self) -> None:
         """Begin to measure the running loop; another one that was measured before is let go of. Loop thread.
 

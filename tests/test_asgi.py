@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import gzip
 import logging
+import pickle
 import subprocess
 import sys
 import threading
 import time
 from types import SimpleNamespace
 
+import cloudpickle
 import httpx
 import prometheus_client
 import pytest
 import trio
 from fastapi import BackgroundTasks, FastAPI
 from starlette.applications import Starlette
+from starlette.datastructures import State
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 import loopwatch
-from loopwatch.hot import Stage, TimedSelect
+from loopwatch.hot import Door, Stage, TimedSelect
 from loopwatch.routes import RouteTable
 from loopwatch.testing import block_loop
 from tests.waiting import until
@@ -496,6 +501,128 @@ def test_the_page_is_rendered_off_the_loop_and_out_of_anyios_pool():
         assert threads == ["loopwatch-scrape"]
     finally:
         prometheus_client.REGISTRY.unregister(nosy)
+
+
+# --- others build stacks, too
+
+
+class Around:
+    """A middleware that keeps what it leads to where nobody finds it."""
+
+    def __init__(self, app):
+        self.serve = app
+
+    async def __call__(self, scope, receive, send):
+        await self.serve(scope, receive, send)
+
+
+def builds_around(app):
+    """Build around what the app builds, as opentelemetry-instrumentation-fastapi does; return the way back."""
+    build = app.build_middleware_stack
+
+    def build_around():
+        inner = build()
+        assert isinstance(inner, ServerErrorMiddleware)
+        return ServerErrorMiddleware(inner.app)
+
+    app.build_middleware_stack = build_around
+
+    def undo():
+        app.build_middleware_stack = build
+        app.middleware_stack = app.build_middleware_stack()
+
+    return undo
+
+
+@pytest.mark.parametrize("order", ["installed first", "installed last"])
+@pytest.mark.parametrize("undone", ["never", "before the start", "after it"])
+def test_an_app_is_measured_whoever_builds_its_stack_too(order, undone):
+    app = hello_app()
+    if order == "installed first":
+        watch = loopwatch.install(app)
+        undo = builds_around(app)
+    else:
+        undo = builds_around(app)
+        watch = loopwatch.install(app)
+    if undone == "before the start":
+        undo()
+    fetch(app, "/hello/x")
+    if undone == "after it":
+        undo()
+    responses = fetch(app, "/hello/x", "/metrics")
+    assert [response.status_code for response in responses] == [200, 200]
+    assert watch.snapshot().route("/hello/{name}").requests == 2
+    assert app.middleware_stack is watch.door
+
+
+def test_a_stack_that_is_built_anew_leaves_requests_in_progress_and_is_measured_as_before():
+    app, may_end = FastAPI(), asyncio.Event()
+    watch = loopwatch.install(app)
+
+    @app.get("/long")
+    async def long():
+        await may_end.wait()
+
+    @app.get("/rebuild")
+    async def rebuild():
+        app.middleware_stack = app.build_middleware_stack()
+        return watch.snapshot().active
+
+    async def main():
+        async with Lifespan(app) as client:
+            waiting = asyncio.create_task(client.get("/long"))
+            await until(lambda: watch.snapshot().active, "the request")
+            assert [(await client.get("/rebuild")).json() for _ in range(3)] == [2, 2, 2]
+            may_end.set()
+            await waiting
+            assert watch.snapshot().active == 0
+            assert watch.snapshot().route("/rebuild").requests == 3
+
+    asyncio.run(main())
+
+
+def test_what_is_put_around_the_middleware_leads_into_it_once():
+    app = hello_app()
+    watch = loopwatch.install(app)
+    fetch(app, "/hello/x")
+    for _ in range(3):
+        app.middleware_stack = Around(app.middleware_stack)
+    assert fetch(app, "/hello/x")[0].status_code == 200
+    assert watch.snapshot().route("/hello/{name}").requests == 2
+
+
+def test_an_app_that_is_not_measured_keeps_its_stack():
+    app, other = hello_app(), hello_app()
+    loopwatch.install(app)
+    fetch(other, "/hello/x")
+    assert isinstance(other.middleware_stack, ServerErrorMiddleware)
+    del other.middleware_stack
+    assert "middleware_stack" not in vars(other)
+
+
+async def module_endpoint(request):
+    return PlainTextResponse("hello")
+
+
+@pytest.mark.parametrize("when", ["before the start", "after it"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda app: pickle.loads(cloudpickle.dumps(app))])
+@pytest.mark.parametrize("by", [loopwatch.install, lambda app: app.add_middleware(loopwatch.LoopWatchMiddleware)])
+def test_a_copy_of_an_app_is_served_and_measured_by_itself(when, copied, by, monkeypatch):
+    # Starlette's state asks for its own attribute for ever while it is made anew, unless it has this method.
+    monkeypatch.setattr(State, "__setstate__", lambda self, state: vars(self).update(state), raising=False)
+    app = Starlette(routes=[Route("/hello", module_endpoint)])
+    by(app)
+    if when == "after it":
+        fetch(app, "/hello")
+    other = copied(app)
+    responses = fetch(other, "/hello", "/hello", "/metrics")
+    assert [response.status_code for response in responses] == [200] * 3
+    stack = other.middleware_stack
+    while not isinstance(stack, Door | loopwatch.LoopWatchMiddleware):
+        stack = stack.app
+    watch = getattr(other, "_loopwatch", None) or stack.watch
+    assert watch.snapshot().route("/hello").requests == 2
+    assert getattr(app, "_loopwatch", None) is not watch
 
 
 @pytest.fixture

@@ -189,6 +189,7 @@ def test_starlette_builds_its_stack_through_a_method_that_can_be_wrapped():
     app.build_middleware_stack = lambda: "ours"
     with pytest.raises(TypeError, match="'str' object is not callable"):
         asyncio.run(app({"type": "http"}, None, None))
+    assert app.middleware_stack == "ours"
 
 
 def test_prometheus_client_chooses_encoder_and_gzip_by_header():
