@@ -226,7 +226,7 @@ class LoopWatchMiddleware:
 
     def _read_routes(self, scope: Scope) -> None:
         try:
-            routes = RouteTable(scope.get("app", self.app))
+            routes = RouteTable(scope.get("app", self.app), self.door.forget_endpoints)
         except Exception as error:
             self.watch.failures.report("routes", error, "requests are told without their routes")
             routes = RouteTable(None)

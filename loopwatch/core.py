@@ -166,6 +166,9 @@ MOST_TIMERS = 16
 LAST_PART = -1
 """Stands for the status in a message that ends a response."""
 
+NOT_ALLOWED = 405
+"""The status of a request whose method its route does not allow: anybody can send any method to every route."""
+
 FAILED = 500
 """The status of a request whose app raised before it answered: what the server then sends."""
 
@@ -988,6 +991,11 @@ class Request:
             raise AttributeError(name)
         return getattr(self._send, name)
 
+    def __del__(self):
+        """One that nobody awaits any more, or ever did, is not in progress. May run on any thread."""
+        if self._open:
+            self._door.active -= 1
+
     # --- the account
 
     def open(self) -> None:
@@ -1027,7 +1035,11 @@ class Request:
                 self._leave(self._enter(UNKNOWN))
             if self._threads or self._threads_cpu:
                 self._settle_threads()
-            account: Account = door._account(self.scope)
+            account: Account = (
+                door._account(self.scope)
+                if self.status != NOT_ALLOWED
+                else door.recorder.account_of_refused(self.scope)
+            )
             self._background = account
             status_class: cython.longlong = (self.status or status_if_none) // 100
             if not 1 <= status_class <= 5:
@@ -1149,6 +1161,8 @@ class Request:
             stage._observe(now)
         if self._resting:
             self._resting = False
+            if self._job is not None or self._jobs is not None:
+                self._forget_jobs()
         else:  # what the request waited for, and then for how long it was due
             start: cython.longlong = self._mark
             due: cython.longlong = stage.bound
@@ -1290,6 +1304,24 @@ class Request:
         else:
             self._jobs = [self._job, job]
             self._job = None
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def _forget_jobs(self) -> cython.int:
+        """Forget what has ended while nothing was booked: a session may give work to a thread with each message."""
+        job: Job
+        if self._jobs is None:
+            job = self._job
+            if job.ended:
+                self._job = None
+            return 0
+        unfinished = []
+        for one in self._jobs:
+            job = one
+            if not job.ended:
+                unfinished.append(job)
+        self._jobs = unfinished or None
+        return 0
 
     @cython.cfunc
     def _note_timer(self, timer: object):
@@ -1709,6 +1741,10 @@ class Door:
         self._observer = None
         self.active = 0
         self.recorder = recorder
+
+    def forget_endpoints(self) -> None:
+        """Ask again for the account of each endpoint: another may have the ``id`` of one that is gone."""
+        self._accounts = {}
 
     def begin_anew(self) -> None:
         """Forget the loop and all requests, as in a child process that was forked."""

@@ -10,6 +10,7 @@ from loopwatch.histogram import NANOSECONDS, bounds_in_nanoseconds, counted
 from loopwatch.hot import Account
 from loopwatch.readings import HistogramReading, RouteReading
 from loopwatch.routes import UNMATCHED, RouteTable
+from loopwatch.victims import OTHER_ROUTE, Victims
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     Scope = MutableMapping[str, Any]
 
-OTHER_ROUTE = "_other"
 OTHER_METHOD = "_OTHER"
 WEBSOCKET = "WEBSOCKET"
 NO_REQUEST = "_none"
@@ -44,27 +44,28 @@ class Recorder:
         """Forget all requests and stalls."""
         self._accounts: dict[tuple[str, str], Account] = {}
         self._routes: set[str] = set()
-        self._victims: dict[tuple[str, str], int] = {}
+        self._victims = Victims()
         self._stalls: dict[str, HistogramReading] = {}
         self._stall_times: dict[tuple[str, str, str], float] = {}
 
     def account(self, scope: Scope) -> tuple[Account, tuple[str, int] | None]:
         """Find the account of a request; and the method and ``id`` of the endpoint, if they always lead to it."""
         labels = self.labels_of(scope)
-        account = self._accounts.get(labels)
-        if account is None:
-            account = self._accounts[labels] = Account(self._bounds_ns, labels)
+        account = self._account_of(labels)
         endpoint = scope.get("endpoint")
         if labels[1] in METHODS and self.routes is not None and self.routes.is_unique(endpoint):
             return account, (labels[1], id(endpoint))
         return account, None
 
+    def account_of_refused(self, scope: Scope) -> Account:
+        """Find the account of a request that was answered with 405: one for all methods that a route does not allow."""
+        return self._account_of((self.labels_of(scope)[0], OTHER_METHOD))
+
     def charge(self, scope: Scope, blockers: list[tuple[Request, int]]) -> None:
         """Charge what a request lost, in nanoseconds, to those who held the loop meanwhile."""
         victim = self.labels_of(scope)[0]
         for blocker, lost in blockers:
-            pair = victim, blocker.route()
-            self._victims[pair] = self._victims.get(pair, 0) + lost
+            self._victims.add((victim, blocker.route()), lost)
 
     def note_stall(self, stall: Stall) -> None:
         """Count a stall. Watcher thread only."""
@@ -86,7 +87,7 @@ class Recorder:
 
     def read_victims(self) -> dict[tuple[str, str], float]:
         """Return the seconds that each (route, blocking route) lost. Any thread."""
-        return {pair: lost / NANOSECONDS for pair, lost in self._victims.copy().items()}
+        return {pair: lost / NANOSECONDS for pair, lost in self._victims.read().items()}
 
     def labels_of(self, scope: Scope) -> tuple[str, str]:
         """Return the labels of a request: route template and method, bounded in number."""
@@ -98,6 +99,12 @@ class Recorder:
             else:
                 self._routes.add(route)
         return route, method if method in METHODS else OTHER_METHOD
+
+    def _account_of(self, labels: tuple[str, str]) -> Account:
+        account = self._accounts.get(labels)
+        if account is None:
+            account = self._accounts[labels] = Account(self._bounds_ns, labels)
+        return account
 
 
 def _reading(route: str, method: str, account: Account) -> RouteReading:

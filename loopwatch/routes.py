@@ -8,16 +8,26 @@ walked once and the templates are found by endpoint.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
+from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, MutableMapping
+    from collections.abc import Callable, Iterator, MutableMapping
 
 UNMATCHED = "_unmatched"
 
 _MOUNTED = "/{path}"
-_MAX_STRANGERS = 1000
+
+_BRIEF_SECONDS = 0.001
+"""Where routes change at each request, a look at all of them may take that long: it takes the loop's time."""
+
+_APART = 50
+"""After a longer look, the next comes no sooner than fifty times as long after; so it does after one in vain."""
+
+_MOST_APART_SECONDS = 60.0
+"""How far looks are apart in the end where no change can be seen and none finds anything."""
 
 
 class _Template(NamedTuple):
@@ -27,13 +37,22 @@ class _Template(NamedTuple):
 
 
 class RouteTable:
-    """The templates of one app, found by endpoint. Loop thread only."""
+    """The templates of one app, found by endpoint. Loop thread only.
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    ``on_new`` is called when other endpoints may have the ``id`` of those known before.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        on_new: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app, self._on_new, self._clock = app, on_new, clock
         self._by_endpoint: dict[int, list[_Template]] = {}
         self._unique: dict[int, str] = {}
-        self._strangers: set[int] = set()
+        self._seen: list[tuple[Sequence[Any], list[Any]]] = []
+        self._next_look = self._next_look_in_vain = self._apart = 0.0
         self._build()
 
     def serves(self, path: str) -> bool:
@@ -59,19 +78,38 @@ class RouteTable:
         return next((t.path for t in found if re.fullmatch(t.pattern, path)), UNMATCHED)
 
     def _find_new(self, endpoint: Any) -> list[_Template]:
-        """Look again, once for each endpoint, for routes that were added after the last look."""
-        if id(endpoint) in self._strangers or len(self._strangers) >= _MAX_STRANGERS:
+        """Look again for routes that were added after the last look, unless that was a moment ago.
+
+        A router may make a new endpoint for each request: then no look ever finds it.
+        """
+        began = self._clock()
+        changed = self._has_changed()
+        if began < (self._next_look if changed else self._next_look_in_vain):
             return []
         self._build()
+        if self._on_new is not None:
+            self._on_new()
         found = self._by_endpoint.get(id(endpoint), [])
-        if not found:
-            self._strangers.add(id(endpoint))
+        ended = self._clock()
+        took = ended - began
+        if changed:
+            self._next_look = ended + _APART * max(0.0, took - _BRIEF_SECONDS)
+        self._apart = 0.0 if found else min(max(2 * self._apart, _APART * took), _MOST_APART_SECONDS)
+        self._next_look_in_vain = ended + self._apart
         return found
 
+    def _has_changed(self) -> bool:
+        """Compare the lists of routes with what was in them; some microseconds for hundreds of routes."""
+        return any(
+            len(routes) != len(before) or not all(map(is_, routes, before)) for routes, before in self._seen
+        )
+
     def _build(self) -> None:
+        seen: list[Sequence[Any]] = []
         self._by_endpoint = {}
-        for template in _walk(_routes_of(self._app), "", ""):
+        for template in _walk(_routes_of(self._app), "", "", seen):
             self._by_endpoint.setdefault(id(template.endpoint), []).append(template)
+        self._seen = [(routes, list(routes)) for routes in seen]
         self._unique = {one: found[0].path for one, found in self._by_endpoint.items() if len(found) == 1}
         self._unique[id(None)] = UNMATCHED
 
@@ -89,27 +127,34 @@ def _routes_of(app: Any) -> Sequence[Any]:
 
 
 def _walk(
-    routes: Iterable[Any], prefix: str, prefix_pattern: str, within: tuple[Iterable[Any], ...] = ()
+    routes: Sequence[Any],
+    prefix: str,
+    prefix_pattern: str,
+    seen: list[Sequence[Any]],
+    within: tuple[Sequence[Any], ...] = (),
 ) -> Iterator[_Template]:
+    """Find the templates below ``prefix``, and add to ``seen`` the lists that they are in."""
     if any(routes is one for one in within):
         return  # an app that is mounted in itself
     within = (*within, routes)
+    seen.append(routes)
     for route in routes:
         included = getattr(route, "effective_route_contexts", None)  # FastAPI's included routers
         if included is not None:
             effective = [getattr(context, "starlette_route", None) or context for context in included()]
-            yield from _walk(effective, prefix, prefix_pattern, within)
+            seen.append(getattr(getattr(route, "original_router", None), "routes", ()))
+            yield from _walk(effective, prefix, prefix_pattern, seen, within)
             continue
         endpoint, app = getattr(route, "endpoint", None), getattr(route, "app", None)
         path = getattr(route, "path_format", None) if hasattr(route, "path_regex") else None
         if endpoint is not None and path is not None:
             yield _Template(endpoint, prefix + path, prefix_pattern + _pattern(route))
         elif hasattr(route, "host"):
-            yield from _walk(_routes_of(app), prefix, prefix_pattern, within)
+            yield from _walk(_routes_of(app), prefix, prefix_pattern, seen, within)
         elif path is not None and path.endswith(_MOUNTED):
             inner = _routes_of(app)
             mount_pattern = prefix_pattern + _pattern(route).removesuffix("/(?:.*)")
-            yield from _walk(inner, prefix + path.removesuffix(_MOUNTED), mount_pattern, within)
+            yield from _walk(inner, prefix + path.removesuffix(_MOUNTED), mount_pattern, seen, within)
             if not inner:
                 yield _Template(app, prefix + path, prefix_pattern + _pattern(route))
 

@@ -11,10 +11,11 @@ from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Host, Mount, Route
+from starlette.routing import BaseRoute, Host, Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import loopwatch
+from loopwatch.routes import RouteTable
 
 
 def plain(request):
@@ -113,6 +114,87 @@ def test_a_route_added_while_the_app_runs_is_found(run):
 
     run(main)
     assert [reading.route for reading in watch.snapshot().routes] == ["_unmatched", "/late/{late}"]
+
+
+class Strange(BaseRoute):
+    """Has another endpoint for each request, and none of them among the routes."""
+
+    def __init__(self):
+        self.kept = []
+
+    def matches(self, scope):
+        async def endpoint(scope, receive, send):
+            await PlainTextResponse("")(scope, receive, send)
+
+        if not scope["path"].startswith("/strange"):
+            return Match.NONE, {}
+        self.kept.append(endpoint)
+        return Match.FULL, {"endpoint": endpoint}
+
+    async def handle(self, scope, receive, send):
+        await scope["endpoint"](scope, receive, send)
+
+
+def test_endpoints_that_are_no_routes_have_all_routes_looked_at_a_few_times_only(monkeypatch):
+    looks = []
+    build = RouteTable._build
+    monkeypatch.setattr(RouteTable, "_build", lambda table: looks.append(build(table)))
+    app = Starlette(routes=[Strange(), Route("/early", plain)])
+    watch = loopwatch.install(app)
+    ask(app, *["/strange"] * 1100)
+    assert watch.snapshot().route("_unmatched").requests == 1100
+    assert len(looks) < 50  # each is twice as long after the one before
+
+    async def late(request):
+        return PlainTextResponse("")
+
+    app.router.routes.insert(0, Route("/late", late))
+    ask(app, "/late", "/early")
+    assert watch.snapshot().route("/late").requests == 1
+    assert watch.snapshot().route("/early").requests == 1
+
+
+@pytest.mark.parametrize("where", [0, 1], ids=["at the beginning", "at the end"])
+def test_routes_that_come_and_go_have_each_their_own_label(where):
+    app = Starlette(routes=[Route("/stays", plain)])
+    watch = loopwatch.install(app)
+
+    def serve(number):
+        async def endpoint(request):
+            return PlainTextResponse("")
+
+        app.router.routes.insert(where, Route(f"/r{number}", endpoint))
+        ask(app, *[f"/r{number}"] * 3)
+        del app.router.routes[where]
+
+    for number in range(100):
+        serve(number)  # the next endpoint may well have the address of this one
+    readings = {reading.route: reading.requests for reading in watch.snapshot().routes}
+    assert readings == {f"/r{number}": 3 for number in range(100)}
+
+
+def test_a_look_that_takes_long_is_rare_though_routes_change_at_each_request():
+    now = 0.0
+    app = Starlette(routes=[Route("/", plain)])
+    table = RouteTable(app, clock=lambda: now)
+    build = table._build
+    looks = 0
+
+    def look():
+        nonlocal now, looks
+        now, looks = now + 0.01, looks + 1
+        build()
+
+    table._build = look
+    for number in range(1000):
+
+        async def endpoint(request):
+            return None
+
+        app.router.routes[0] = Route(f"/{number}", endpoint)
+        table.template({"endpoint": endpoint, "path": f"/{number}"})
+        now += 0.01
+    assert 10 <= looks <= 40  # in 10 seconds, one in half a second
 
 
 def test_past_the_limit_routes_share_one_label(run):
