@@ -12,6 +12,9 @@ from typing import Literal
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds in seconds of every latency histogram; each alert threshold is one of them."""
 
+DECADES = (0.001, 0.01, 0.1, 1.0)
+"""Upper bounds in seconds, some of :data:`LATENCY_BUCKETS`, where there are two more histograms for each route."""
+
 STATES = (
     "loop_cpu",
     "loop_blocked",
@@ -66,6 +69,9 @@ class Metric:
 
 
 ROUTE, METHOD, STATUS_CLASS = "http.route", "http.request.method", "http.response.status_class"
+
+OTHERS = {ROUTE: "_other", METHOD: "_OTHER", "blocker": "_other", "pool": "_other"}
+"""What stands for all values of an attribute that have no label of their own: there is a bound to their number."""
 
 INFO = Metric(
     "loopwatch.info",
@@ -136,7 +142,7 @@ REQUEST_CPU = Metric(
     "s",
     "CPU time of a request, on the event loop and in worker threads.",
     (ROUTE, METHOD),
-    LATENCY_BUCKETS,
+    DECADES,
 )
 REQUEST_WAIT = Metric(
     "loopwatch.request.wait",
@@ -144,13 +150,13 @@ REQUEST_WAIT = Metric(
     "s",
     "Time of a request in which it used no CPU.",
     (ROUTE, METHOD),
-    LATENCY_BUCKETS,
+    DECADES,
 )
 REQUEST_TIME = Metric(
     "loopwatch.request.time",
     "counter",
     "s",
-    "Wall time of requests, each instant in exactly one state.",
+    "Wall time of requests, each instant in exactly one state; states that a route never was in are left out.",
     (ROUTE, METHOD, "state", "phase"),
 )
 REQUEST_VICTIM_TIME = Metric(

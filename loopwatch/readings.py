@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +34,17 @@ class HistogramReading:
     def cumulative(self) -> tuple[int, ...]:
         """Observations up to and including each bound, and in all: what Prometheus calls ``le``."""
         return tuple(accumulate(self.counts))
+
+    def rebucketed(self, bounds: tuple[float, ...]) -> HistogramReading:
+        """Return the same observations in fewer buckets: each of ``bounds`` is one of this histogram's.
+
+        Raises:
+            ValueError: one of them is not.
+
+        """
+        ends = [*(self.bounds.index(bound) + 1 for bound in bounds), len(self.counts)]
+        counts = tuple(sum(self.counts[begin:end]) for begin, end in pairwise([0, *ends]))
+        return replace(self, bounds=bounds, counts=counts)
 
     def quantile(self, q: float) -> float:
         """Estimate the ``q``-quantile in seconds as PromQL's ``histogram_quantile`` does; 0.0 when empty.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from loopwatch.catalogue import LATENCY_BUCKETS, PHASES, STATES
+from loopwatch.catalogue import LATENCY_BUCKETS, METHOD, OTHERS, PHASES, ROUTE, STATES
 from loopwatch.histogram import NANOSECONDS, bounds_in_nanoseconds, counted
 from loopwatch.hot import Account
 from loopwatch.readings import HistogramReading, RouteReading
 from loopwatch.routes import UNMATCHED, RouteTable
-from loopwatch.victims import OTHER_ROUTE, Victims
+from loopwatch.victims import Victims
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Scope = MutableMapping[str, Any]
 
-OTHER_METHOD = "_OTHER"
+OTHER_ROUTE, OTHER_METHOD = OTHERS[ROUTE], OTHERS[METHOD]
 WEBSOCKET = "WEBSOCKET"
 NO_REQUEST = "_none"
 """Stands for route and method of a stall that no request made."""

@@ -43,8 +43,9 @@ def samples_of(snapshot: Snapshot) -> Iterator[tuple[Metric, list[Sample]]]:
             for status_class, histogram in route.durations.items()
         ],
     )
-    yield catalogue.REQUEST_CPU, [((route.route, route.method), route.cpu_times) for route in snapshot.routes]
-    yield catalogue.REQUEST_WAIT, [((route.route, route.method), route.wait_times) for route in snapshot.routes]
+    for metric, kind in ((catalogue.REQUEST_CPU, "cpu_times"), (catalogue.REQUEST_WAIT, "wait_times")):
+        histograms = [((route.route, route.method), getattr(route, kind)) for route in snapshot.routes]
+        yield metric, [(values, histogram.rebucketed(metric.buckets)) for values, histogram in histograms]
     yield catalogue.REQUEST_VICTIM_TIME, list(snapshot.victims.items())
     yield (
         catalogue.REQUEST_TIME,
@@ -52,6 +53,7 @@ def samples_of(snapshot: Snapshot) -> Iterator[tuple[Metric, list[Sample]]]:
             ((route.route, route.method, state, phase), seconds)
             for route in snapshot.routes
             for (phase, state), seconds in route.times.items()
+            if seconds
         ],
     )
     yield catalogue.REQUEST_ACTIVE, [((), snapshot.active)]

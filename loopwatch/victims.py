@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-OTHER_ROUTE = "_other"
-"""Stands for all routes that have no label of their own."""
+from loopwatch.catalogue import OTHERS, ROUTE
 
 MOST_PAIRS = 200
 """How many pairs of a process have labels of their own."""
@@ -14,7 +13,7 @@ MATTERS_NS = 1_000_000_000
 MOST_CANDIDATES = 2000
 """How many pairs without labels are remembered, to find those that lose enough."""
 
-_OTHERS = OTHER_ROUTE, OTHER_ROUTE
+_OTHERS = OTHERS[ROUTE], OTHERS["blocker"]
 
 
 class Victims:

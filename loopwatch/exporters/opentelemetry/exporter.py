@@ -22,8 +22,9 @@ from opentelemetry.metrics import Observation
 
 from loopwatch import catalogue
 from loopwatch.exemplars import Exemplars
+from loopwatch.exporters.opentelemetry.limit import Limit
 from loopwatch.readings import HistogramReading
-from loopwatch.samples import samples_of
+from loopwatch.samples import merged, samples_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -68,6 +69,7 @@ class OpenTelemetryExporter:
         """Tell no more, as if nothing had been told yet; :meth:`start` goes on with the same instruments."""
         self.cpu_seconds = 0.0
         self.exemplars.take()
+        self._limit = Limit()
         self._recorded: dict[Series, HistogramReading] = {}
         self._fresh: tuple[float, dict[Metric, list[Sample]]] = (float("-inf"), {})
         self._recording = threading.Lock()
@@ -98,14 +100,27 @@ class OpenTelemetryExporter:
         """Return the samples of a snapshot, of which the histograms were recorded."""
         used = time.thread_time()
         with self._recording:
-            exemplars = self.exemplars.take()  # what the snapshot lacks of them yet, the next has
-            samples = dict(samples_of(self._snapshot()))
+            exemplars = self._take_exemplars()  # what the snapshot lacks of them yet, the next has
+            samples = self._within_limit(self._snapshot())
             for metric, found in samples.items():
                 if metric.kind == "histogram":
                     for values, reading in found:
                         self._record_growth((metric, values), reading, exemplars.get((metric, values), []))
             self.cpu_seconds += time.thread_time() - used
         return samples
+
+    def _within_limit(self, snapshot: Snapshot) -> dict[Metric, list[Sample]]:
+        limited = (
+            (metric, [(self._limit.values(metric, values), value) for values, value in found])
+            for metric, found in samples_of(snapshot)
+        )
+        return dict(merged([list(limited)]))
+
+    def _take_exemplars(self) -> dict[Series, list[Exemplar]]:
+        taken: dict[Series, list[Exemplar]] = {}
+        for (metric, values), found in self.exemplars.take().items():
+            taken.setdefault((metric, self._limit.values(metric, values)), []).extend(found)
+        return taken
 
     def _create(self) -> None:
         provider = self._provider or metrics.get_meter_provider()

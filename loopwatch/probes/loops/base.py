@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loopwatch.catalogue import LOOP_LAG
 from loopwatch.histogram import NANOSECONDS, LagHistogram
+from loopwatch.probes.tasks import count_tasks
 from loopwatch.readings import LoopReading
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from loopwatch.failures import Failures
@@ -91,16 +93,17 @@ class LoopClock(ABC):
         """Restore what was changed; :meth:`read` goes on to return the last reading. Safe to call twice."""
 
     @abstractmethod
-    def _read(self) -> LoopReading: ...
+    def _read(self) -> LoopReading:
+        """Return everything but the number of tasks, which may take a while to count."""
 
     def read(self) -> LoopReading | None:
-        """Return everything up to now, the present period included; ``None`` after a failure. Any thread."""
-        if self._failed:
-            return None
+        """Return everything up to now, the present period included; ``None`` if that fails. Any thread."""
+        if self._failed or self._final is not None:
+            return self._final
         try:
-            return self._final or self._read()
+            return replace(self._read(), tasks=count_tasks(self._loop))
         except Exception as error:
-            self._fail(error)
+            self._failures.report("loop clock", error, "a reading of the loop is missing")
             return None
 
     def _freeze(self) -> None:
@@ -109,6 +112,7 @@ class LoopClock(ABC):
         if held:
             self._note_stall(held, self._now())
         self._final = self.read()
+        self._failed = self._final is None
 
     def look(self) -> int:
         """Return for how many nanoseconds the loop has been busy without a poll; 0 while it idles. Watcher thread.
@@ -154,6 +158,6 @@ class LoopClock(ABC):
             iterations=iterations,
             lag=lag.read(idle, current),
             lag_max=max(self._worst.read(now), current) / NANOSECONDS,
-            tasks=len(asyncio.all_tasks(self._loop)),
+            tasks=0,
             responsive_at=time.time() - current / NANOSECONDS,
         )
