@@ -181,7 +181,7 @@ class LoopWatchMiddleware:
             return cast("Awaitable[None]", self.door.measure(scope, receive, send, stage))
         session = WebSocketSession(receive, send)
         session.request = self.door.begin(scope, session.send, stage)
-        served = self.door.serve(session.request, scope, session.receive, session.send)
+        served = self.door.serve(session.request, session.receive, session.send)
         return cast("Awaitable[None]", served)
 
     def _ready(self, scope: Scope, *, starts: bool) -> Stage | None:

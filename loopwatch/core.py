@@ -167,7 +167,7 @@ LAST_PART = -1
 """Stands for the status in a message that ends a response."""
 
 NOT_ALLOWED = 405
-"""The status of a request whose method its route does not allow: anybody can send any method to every route."""
+"""The status of a request whose method its route does not allow."""
 
 FAILED = 500
 """The status of a request whose app raised before it answered: what the server then sends."""
@@ -857,6 +857,9 @@ class Request:
     _victims: list
     _coroutine: object
     _send: object
+    _uncalled: cython.bint
+    _receive: object
+    _session_send: object
     _door: Door
     _outer: object
     _pending: object
@@ -866,13 +869,32 @@ class Request:
 
     def drive(self, coroutine: object) -> object:
         """Take the coroutine that serves the request; awaiting the request then runs it, step by step."""
-        return self._drive(coroutine)
+        self._door.active += 1
+        self._drive(coroutine)
+        return self
 
     @cython.cfunc
-    def _drive(self, coroutine: object) -> object:
+    def _drive(self, coroutine: object):
         self._coroutine = coroutine if type(coroutine) is CoroutineType else steppable(coroutine)
         self._workers += 1
-        return self
+
+    @cython.cfunc
+    def _call(self):
+        """Have the app serve the request, as somebody awaits it: what nobody awaits leaves nothing behind."""
+        door: Door = self._door
+        receive, self._receive = self._receive, None
+        send, self._session_send = self._session_send, None
+        if send is None:  # a method of Python's is called faster than an object with a `__call__`
+            send = self if cython.compiled else self.__call__
+        self._uncalled = False
+        door.active += 1
+        served = RAISED
+        try:
+            served = door._app(self.scope, receive, send)
+        finally:
+            if served is RAISED:
+                self._finish()
+        self._drive(served)
 
     @cython.cfunc
     def _share(self):
@@ -889,6 +911,8 @@ class Request:
 
     def __await__(self):
         """Take the first step; return what takes the others, which is nothing where that was all."""
+        if self._uncalled:
+            self._call()
         if not cython.compiled:
             return steps_of(self)
         value = self._take_step(self._mark)  # it begins as the request does
@@ -923,6 +947,8 @@ class Request:
 
     def send(self, value):
         """Resume with ``value``, as :meth:`coroutine.send`."""
+        if self._uncalled:
+            self._call()
         outer = self._enter(UNKNOWN)
         try:
             value = self._coroutine.send(value)
@@ -935,6 +961,8 @@ class Request:
 
     def throw(self, *error):
         """Resume with an exception, as :meth:`coroutine.throw`."""
+        if self._uncalled:
+            self._call()
         outer = self._enter(UNKNOWN)
         try:
             value = self._coroutine.throw(*error)
@@ -947,6 +975,7 @@ class Request:
 
     def close(self) -> None:
         """Close, as :meth:`coroutine.close`."""
+        self._uncalled = False
         if self._coroutine is not None:
             try:
                 self._coroutine.close()
@@ -991,16 +1020,12 @@ class Request:
             raise AttributeError(name)
         return getattr(self._send, name)
 
-    def __del__(self):
-        """One that nobody awaits any more, or ever did, is not in progress. May run on any thread."""
-        if self._open:
-            self._door.active -= 1
-
     # --- the account
 
     def open(self) -> None:
         """Begin an account in the state it is in: of the request, or of one message of a session."""
         self._begin()
+        self._door.active += 1
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -1011,7 +1036,6 @@ class Request:
         self._opened = self._mark = self.stage.now()
         self._open = True
         self._resting = False
-        self._door.active += 1
 
     def end(self, status_if_none: cython.longlong = 0) -> None:
         """Close the account into that of the route; what comes later is booked as background work."""
@@ -1038,7 +1062,7 @@ class Request:
             account: Account = (
                 door._account(self.scope)
                 if self.status != NOT_ALLOWED
-                else door.recorder.account_of_refused(self.scope)
+                else door.recorder.account_of_not_allowed(self.scope)
             )
             self._background = account
             status_class: cython.longlong = (self.status or status_if_none) // 100
@@ -1820,22 +1844,15 @@ class Door:
         if not alone and self._is_measured(scope):
             return self._app(scope, receive, send)
         request: Request = self._begin(scope, send, stage)
-        # A method of Python's is called faster than an object with a `__call__`.
-        return self._serve(request, scope, receive, request if cython.compiled else request.__call__)
+        request._uncalled = True
+        request._receive = receive
+        return request
 
-    def serve(self, request: Request, scope: object, receive: object, send: object) -> object:
-        """Have the app serve a scope; return the request that drives it."""
-        return self._serve(request, scope, receive, send)
-
-    @cython.cfunc
-    def _serve(self, request: Request, scope: object, receive: object, send: object) -> object:
-        served = RAISED
-        try:
-            served = self._app(scope, receive, send)
-        finally:
-            if served is RAISED:
-                request._finish()
-        return request._drive(served)
+    def serve(self, request: Request, receive: object, send: object) -> object:
+        """Return what has the app serve the scope of a session, which ``send`` belongs to, when it is awaited."""
+        request._uncalled = True
+        request._receive, request._session_send = receive, send
+        return request
 
     def is_measured(self, scope: object) -> bool:
         """Tell whether another door, further out, measures this scope already."""
@@ -1862,7 +1879,8 @@ class Door:
             request.status = request._workers = 0
             request._coroutine = request._outer = request._background = None
             request._job = request._jobs = request._timers = request._victims = None
-            request._shared = False
+            request._receive = request._session_send = None
+            request._shared = request._uncalled = False
         request.stage = stage
         request.scope = scope
         request._send = send

@@ -57,8 +57,11 @@ class Recorder:
             return account, (labels[1], id(endpoint))
         return account, None
 
-    def account_of_refused(self, scope: Scope) -> Account:
-        """Find the account of a request that was answered with 405: one for all methods that a route does not allow."""
+    def account_of_not_allowed(self, scope: Scope) -> Account:
+        """Find the account of a request answered with 405: one for all methods that its route does not allow.
+
+        Anybody can send any method to every route; an account for each would make the page grow.
+        """
         return self._account_of((self.labels_of(scope)[0], OTHER_METHOD))
 
     def charge(self, scope: Scope, blockers: list[tuple[Request, int]]) -> None:

@@ -100,9 +100,7 @@ class RouteTable:
 
     def _has_changed(self) -> bool:
         """Compare the lists of routes with what was in them; some microseconds for hundreds of routes."""
-        return any(
-            len(routes) != len(before) or not all(map(is_, routes, before)) for routes, before in self._seen
-        )
+        return any(len(routes) != len(before) or not all(map(is_, routes, before)) for routes, before in self._seen)
 
     def _build(self) -> None:
         seen: list[Sequence[Any]] = []

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import cloudpickle
@@ -24,6 +25,7 @@ import trio
 from fastapi import BackgroundTasks, FastAPI
 from starlette.applications import Starlette
 from starlette.datastructures import State
+from starlette.endpoints import HTTPEndpoint
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
@@ -46,13 +48,13 @@ def hello_app():
     return app
 
 
-def fetch(app, *paths, **options):
+def fetch(app, *paths, methods=("GET",), **options):
     """Request paths of an app in process, without a lifespan; return the responses."""
 
     async def main():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return [await client.get(path, **options) for path in paths]
+            return [await client.request(method, path, **options) for method in methods for path in paths]
 
     return asyncio.run(main())
 
@@ -501,6 +503,82 @@ def test_the_page_is_rendered_off_the_loop_and_out_of_anyios_pool():
         assert threads == ["loopwatch-scrape"]
     finally:
         prometheus_client.REGISTRY.unregister(nosy)
+
+
+# --- what anybody may send, and what nobody awaits
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY", "EVIL")
+
+
+class Endpoint(HTTPEndpoint):
+    async def get(self, request):
+        return PlainTextResponse("hello")
+
+
+def samples_on(app):
+    lines = fetch(app, "/metrics")[0].text.splitlines()
+    return sum(not line.startswith("#") for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["def", "async def", "class"])
+def test_every_method_on_every_route_adds_one_label_for_each_route(kind):
+    app = FastAPI()
+    for number in range(200):
+
+        def plain(item):
+            return item
+
+        async def asynchronous(item):
+            await asyncio.sleep(0.001)
+            return item
+
+        path = f"/api/v1/some/resource/r{number}/{{item}}"
+        if kind == "class":
+            app.router.routes.append(Route(path, Endpoint))
+        else:
+            app.get(path)(plain if kind == "def" else asynchronous)
+    watch = loopwatch.install(app)
+    paths = [f"/api/v1/some/resource/r{number}/1" for number in range(200)]
+    fetch(app, *paths, *paths)
+    ordinary = samples_on(app)
+    assert ordinary <= 8000
+    fetch(app, *paths, methods=METHODS)
+    allowed = {"GET", "HEAD"} if kind == "class" else {"GET"}
+    assert {reading.method for reading in watch.snapshot().routes} == {*allowed, "_OTHER"}
+    assert sum(reading.requests for reading in watch.snapshot().routes) == 200 * (2 + len(METHODS))
+    assert samples_on(app) <= (1 + len(allowed)) * ordinary
+
+
+def test_a_route_has_no_sample_for_states_that_it_never_was_in():
+    app = hello_app()
+    loopwatch.install(app)
+    page = fetch(app, "/hello/x", "/metrics")[1].text
+    lines = [line for line in page.splitlines() if line.startswith("loopwatch_request_time_seconds_total")]
+    assert any('state="loop_cpu"' in line for line in lines)
+    assert not [line for line in lines if 'state="thread_' in line or float(line.split()[-1]) == 0.0]
+
+
+def test_a_request_that_nobody_awaits_leaves_nothing_behind(run):
+    async def app(scope, receive, send):
+        await asyncio.get_running_loop().create_future()
+
+    measured = loopwatch.LoopWatchMiddleware(app)
+
+    async def main():
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        in_progress = asyncio.create_task(measured(scope, None, None))
+        await asyncio.wait({in_progress}, timeout=0.01)
+        held = Around(None)  # any object
+        given_up = measured.door({**scope, "held": held}, None, None)
+        held = weakref.ref(held)
+        del given_up
+        gc.collect()
+        found = measured.watch.snapshot().active, held()
+        in_progress.cancel()
+        await asyncio.wait({in_progress})
+        return *found, measured.watch.snapshot().active
+
+    assert run(main) == (1, None, 0)
 
 
 # --- others build stacks, too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import socket
 import statistics
 import threading
@@ -15,8 +16,11 @@ from fastapi import FastAPI
 import loopwatch
 from loopwatch.hot import Request
 from loopwatch.testing import block_loop, burn_cpu
+from loopwatch.victims import MOST_CANDIDATES, MOST_PAIRS, Victims
 from tests.quiet import quietest
 from tests.requests import scope
+
+SECOND_NS = 1_000_000_000
 
 pytestmark = pytest.mark.contended  # who waits for the CPU holds the loop for longer, and is late
 
@@ -70,6 +74,11 @@ async def keep_busy(seconds):
             burn_cpu(0.001)
             await asyncio.sleep(0)
         await asyncio.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def _every_pair_has_a_name(monkeypatch):
+    monkeypatch.setattr("loopwatch.victims.MATTERS_NS", 0)
 
 
 @pytest.mark.blocks
@@ -178,3 +187,43 @@ def test_who_waits_again_and_again_remembers_few_who_held_the_loop(run, path):
     assert most <= 100
     # A stream is told of while it lasts; a task that outlives the response makes nobody wait.
     assert (lost > 0.1) is (path == "/stream")
+
+
+# --- how many pairs have names
+
+
+def test_a_pair_gets_a_name_once_it_has_lost_a_second_and_no_figure_ever_falls(monkeypatch):
+    monkeypatch.setattr("loopwatch.victims.MATTERS_NS", SECOND_NS)
+    victims = Victims()
+    for _ in range(3):
+        victims.add(("/a", "/b"), 400_000_000)
+    victims.add(("/a", "/c"), 2 * SECOND_NS)
+    victims.add(("/a", "/d"), 1)
+    victims.add(("/a", "/b"), 5)
+    assert victims.read() == {
+        ("_other", "_other"): 800_000_001,
+        ("/a", "/b"): 400_000_005,
+        ("/a", "/c"): 2 * SECOND_NS,
+    }
+
+
+def test_however_many_pairs_lose_time_few_have_names_or_are_remembered(monkeypatch):
+    monkeypatch.setattr("loopwatch.victims.MATTERS_NS", SECOND_NS)
+    victims, choose, total = Victims(), random.Random(7), 0
+    before = {}
+    for number in range(100_000):
+        pair = f"/{choose.randrange(500)}", f"/{choose.randrange(500)}"
+        if number % 10 == 0:
+            pair = "/hot", f"/{choose.randrange(5)}"
+        lost = choose.randrange(50_000_000)
+        victims.add(pair, lost)
+        total += lost
+        assert len(victims._candidates) <= MOST_CANDIDATES
+        if number % 1000 == 0:
+            after = victims.read()
+            assert all(after[pair] >= lost for pair, lost in before.items())
+            before = after
+    found = victims.read()
+    assert sum(found.values()) == total
+    assert len(found) <= MOST_PAIRS + 1
+    assert {("/hot", f"/{blocker}") for blocker in range(5)} <= found.keys()

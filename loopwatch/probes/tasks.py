@@ -1,8 +1,8 @@
 """How many tasks of a loop are not done? Counted so that 150,000 of them cost the loop next to nothing.
 
-Up to CPython 3.13 :func:`asyncio.all_tasks` walks a set in Python, begins anew whenever a task is made meanwhile, and gives
-up when that has happened a thousand times. Here the references in that set are copied in C, which takes some 10 ns
-each, and where there are very many only some are looked at.
+Up to CPython 3.13 :func:`asyncio.all_tasks` walks a set in Python, begins anew whenever a task is made meanwhile,
+and gives up when that has happened a thousand times. Here the references in that set are copied in C, which takes
+some 10 ns each, and where there are very many only some are looked at.
 
 Relies on ``asyncio.tasks._scheduled_tasks`` and its like; see docs/what-it-relies-on.md.
 """
@@ -24,7 +24,7 @@ MOST_LOOKED_AT = 5000
 
 
 def count_tasks(loop: asyncio.AbstractEventLoop) -> int:
-    """Return how many tasks of a loop are not done; of more than 5,000, to within a few per cent. Any thread."""
+    """Return how many tasks of a loop are not done; from 5,000 on to within a few per cent. Any thread."""
     references = _references()
     if references is None:
         return len(asyncio.all_tasks(loop))

@@ -37,6 +37,7 @@ from loopwatch.exporters.traces.starts import SpanStarts
 from loopwatch.probes import threads
 from loopwatch.probes.loops import libuv
 from loopwatch.probes.loops.selector import SelectorClock
+from loopwatch.probes.tasks import _references
 from tests.dictionaries import has_dictionary
 from tests.serving import ROOT
 
@@ -107,6 +108,16 @@ def test_the_eager_factory_keeps_its_constructor_in_its_closure_and_anyio_looks_
     assert factory.__code__ is asyncio.eager_task_factory.__code__
     assert factory.__closure__[0].cell_contents is asyncio.Task
     assert anyio_backend._eager_task_factory_code is factory.__code__
+
+
+def test_asyncio_keeps_weak_references_to_all_tasks_in_a_set():
+    async def main():
+        task = asyncio.ensure_future(asyncio.sleep(0))
+        references = _references()
+        found = None if references is None else {reference() for reference in references}
+        return found is None or found >= {task, asyncio.current_task()}, references is None
+
+    assert asyncio.run(main()) == (True, sys.version_info >= (3, 14))
 
 
 def test_anyios_limiter_tells_its_statistics():

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 import tracemalloc
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -28,6 +29,7 @@ from loopwatch import Config, HistogramReading, LoopWatch, catalogue
 from loopwatch.exporters.opentelemetry import OpenTelemetryExporter
 from loopwatch.exporters.opentelemetry.exporter import _spread
 from loopwatch.exporters.prometheus import LoopWatchCollector
+from loopwatch.readings import RouteReading
 from tests.serving import wait_until
 from tests.test_catalogue import FULL, HISTOGRAM
 from tests.waiting import PATIENCE_SECONDS, until
@@ -101,17 +103,17 @@ def test_both_paths_tell_the_same_of_the_whole_catalogue(reader):
             assert translated[key] == value, key
 
 
-BOUNDS = catalogue.LATENCY_BUCKETS
+BOUNDS, DECADES = catalogue.LATENCY_BUCKETS, catalogue.DECADES
 
 
-@given(st.lists(st.floats(0.0, 60.0), max_size=200))
-def test_what_is_recorded_falls_into_the_same_buckets_and_has_the_same_sum(values):
-    counts = [0] * (len(BOUNDS) + 1)
+@given(st.lists(st.floats(0.0, 60.0) | st.sampled_from(BOUNDS), max_size=200), st.sampled_from([BOUNDS, DECADES]))
+def test_what_is_recorded_falls_into_the_same_buckets_and_has_the_same_sum(values, bounds):
+    counts = [0] * (len(bounds) + 1)
     for value in values:
-        counts[sum(bound < value for bound in BOUNDS)] += 1
-    again, total = [0] * (len(BOUNDS) + 1), 0.0
-    for value, times in _spread(HistogramReading(BOUNDS, tuple(counts), sum(values))):
-        again[sum(bound < value for bound in BOUNDS)] += times
+        counts[sum(bound < value for bound in bounds)] += 1
+    again, total = [0] * (len(bounds) + 1), 0.0
+    for value, times in _spread(HistogramReading(bounds, tuple(counts), sum(values))):
+        again[sum(bound < value for bound in bounds)] += times
         total += value * times
     assert again == counts
     assert total == pytest.approx(sum(values), rel=1e-4, abs=1e-4 * (len(values) + 1))
@@ -127,6 +129,43 @@ def test_only_what_has_grown_is_recorded(reader):
         exporter.record()
         (lag,) = [value for (name, _, _), value in told(reader).items() if name == "loopwatch.loop.lag"]
     assert lag[0] == more.counts
+
+
+def many_routes(count, times):
+    """Return a snapshot in which each route, with two methods, was in every state, and had ``times`` requests."""
+    one = HistogramReading(catalogue.LATENCY_BUCKETS, (times, *[0] * 13), 0.0005 * times)
+    states = {(phase, state): 0.1 * times for phase in catalogue.PHASES for state in catalogue.STATES}
+    by_class = {"2xx": one, "4xx": one}
+    routes = [
+        RouteReading(f"/r{number}", method, states, by_class, one, one)
+        for number in range(count)
+        for method in ("GET", "POST")
+    ]
+    labels = [(route.route, route.method) for route in routes]
+    stall_times = {(*one, cause): 0.5 * times for one in labels for cause in catalogue.CAUSES}
+    return dataclasses.replace(FULL, routes=tuple(routes), stall_times=stall_times)
+
+
+def test_no_instrument_has_more_attribute_sets_than_the_sdk_counts_apart(reader):
+    now = [many_routes(100, 3)]
+    with started(OpenTelemetryExporter(lambda: now[0], reader.provider)) as exporter:
+        exporter.record()
+        before = told(reader)
+        now[0] = many_routes(500, 7)
+        exporter.record()
+        exporter._fresh = float("-inf"), {}
+        after = told(reader)
+    assert not [key for key in after if ("otel.metric.overflow", True) in key[2]]
+    assert max(Counter(name for name, _, _ in after).values()) < 2000
+    assert before.keys() <= after.keys()  # who had a name keeps it
+    total = sum(value for (name, _, _), value in after.items() if name == "loopwatch.request.time")
+    assert total == pytest.approx(500 * 2 * 14 * 0.7)
+    counts = [value[0] for (name, _, _), value in after.items() if name == "loopwatch.request.duration"]
+    assert sum(map(sum, counts)) == 500 * 2 * 2 * 7
+    others = frozenset(
+        {"http.route": "_other", "http.request.method": "_OTHER", "state": "await", "phase": "request"}.items()
+    )
+    assert after["loopwatch.request.time", "s", others] > 0
 
 
 def test_a_watch_tells_the_global_provider_even_if_that_is_set_later(run, monkeypatch, reader):

@@ -218,8 +218,8 @@ def _spread(grown: HistogramReading) -> Iterator[tuple[float, int]]:
     room = sum(count * width for count, width in zip(counts, widths, strict=True))
     rest = grown.sum - least - above * lowers[-1]
     share = min(1.0, max(_INSIDE, rest / room)) if room else 0.0
-    for count, lower, width in zip(counts, lowers, widths, strict=False):
+    for count, lower, upper, width in zip(counts, lowers, grown.bounds, widths, strict=False):
         if count:
-            yield lower + share * width, count
+            yield min(lower + share * width, upper), count  # rounded, it may lie in the next bucket
     if above:
         yield lowers[-1] * (1 + _INSIDE) + max(0.0, rest - share * room) / above, above

@@ -1,6 +1,6 @@
 """How many attribute sets may an instrument have? Fewer than OpenTelemetry's limit; further ones are one.
 
-Beyond the limit, 2,000 by default, the SDK counts everything as ``otel.metric.overflow`` and no longer says of what.
+Beyond the limit, 2,000 by default, the SDK counts everything as ``otel.metric.overflow``, without attributes.
 Source: the OpenTelemetry specification, "Metrics SDK", "Cardinality limits".
 """
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from loopwatch.catalogue import Metric
 
 MOST_SETS = 1900
-"""The sets that have their own values. With :data:`loopwatch.catalogue.OTHERS` an instrument has some dozens more."""
+"""The sets that keep their values. With :data:`loopwatch.catalogue.OTHERS` an instrument has some dozens more."""
 
 
 class Limit:
