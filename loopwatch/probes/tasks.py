@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MOST_LOOKED_AT = 5000
-"""Of more tasks so many, chosen at random, stand for all: which is exact where all are of this loop and not done."""
+"""Of more tasks so many, chosen at random, stand for all: exact where all are of this loop and not done."""
 
 
 def count_tasks(loop: asyncio.AbstractEventLoop) -> int:
