@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MOST_LOOKED_AT = 5000
 """Of more tasks so many, chosen at random, stand for all: exact where all are of this loop and not done."""
 
+_CHOICE = random.Random()  # noqa: S311 # the app may have seeded the one that the module shares
+
 
 def count_tasks(loop: asyncio.AbstractEventLoop) -> int:
     """Return how many tasks of a loop are not done; from 5,000 on to within a few per cent. Any thread."""
@@ -31,7 +33,7 @@ def count_tasks(loop: asyncio.AbstractEventLoop) -> int:
     eager = _count(loop, list(getattr(tasks, "_eager_tasks", ())))  # those in their first step: from 3.12 on
     if len(references) <= MOST_LOOKED_AT:
         return eager + _count(loop, (reference() for reference in references))
-    chosen = random.sample(references, MOST_LOOKED_AT)
+    chosen = _CHOICE.sample(references, MOST_LOOKED_AT)
     share = _count(loop, (reference() for reference in chosen)) / MOST_LOOKED_AT
     return eager + round(share * len(references))
 
@@ -46,4 +48,9 @@ def _references() -> list[Any] | None:
 
 
 def _count(loop: asyncio.AbstractEventLoop, found: Iterable[Any]) -> int:
-    return sum(task is not None and not task.done() and task.get_loop() is loop for task in found)
+    return sum(task is not None and not task.done() and _loop_of(task) is loop for task in found)
+
+
+def _loop_of(task: Any) -> Any:
+    """Return the loop of a task; an event loop may have tasks of its own, which need not say it."""
+    return task.get_loop() if hasattr(task, "get_loop") else None

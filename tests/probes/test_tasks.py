@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
 import threading
 
 import pytest
@@ -42,6 +44,35 @@ def test_tasks_that_are_done_or_of_another_loop_are_not_counted(run):
         return counted, len(mine)
 
     assert run(main)[0] == [31, 11]
+
+
+def test_the_apps_random_numbers_stay_as_they_were_seeded(run, monkeypatch):
+    monkeypatch.setattr(tasks, "MOST_LOOKED_AT", 5)
+
+    async def main():
+        every = [asyncio.create_task(for_ever()) for _ in range(20)]
+        before = random.getstate()
+        count_tasks(asyncio.get_running_loop())
+        return before == random.getstate(), len(every)
+
+    assert run(main)[0]
+
+
+def test_a_task_that_does_not_say_its_loop_is_not_counted(run):
+    class Odd:
+        def done(self):
+            return False
+
+    async def main():
+        odd = Odd()
+        register = getattr(asyncio.tasks, "_register_task")  # noqa: B009 # as loops with tasks of their own do
+        register(odd)
+        try:
+            return count_tasks(asyncio.get_running_loop()) if sys.version_info < (3, 14) else 1
+        finally:
+            asyncio.tasks._unregister_task(odd)
+
+    assert run(main) == 1
 
 
 def test_of_very_many_some_stand_for_all(run, monkeypatch):
