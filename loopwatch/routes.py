@@ -39,7 +39,7 @@ class _Template(NamedTuple):
 class RouteTable:
     """The templates of one app, found by endpoint. Loop thread only.
 
-    ``on_new`` is called when other endpoints may have the ``id`` of those known before.
+    ``on_new`` is called after each new look: an endpoint may have the ``id`` of one that was removed.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class RouteTable:
         app: Any,
         on_new: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._app, self._on_new, self._clock = app, on_new, clock
+        self._app, self._on_new, self._clock, self._cpu_clock = app, on_new, clock, cpu_clock
         self._by_endpoint: dict[int, list[_Template]] = {}
         self._unique: dict[int, str] = {}
         self._seen: list[tuple[Sequence[Any], list[Any]]] = []
@@ -82,16 +83,15 @@ class RouteTable:
 
         A router may make a new endpoint for each request: then no look ever finds it.
         """
-        began = self._clock()
         changed = self._has_changed()
-        if began < (self._next_look if changed else self._next_look_in_vain):
+        if self._clock() < (self._next_look if changed else self._next_look_in_vain):
             return []
+        cpu_before = self._cpu_clock()
         self._build()
         if self._on_new is not None:
             self._on_new()
         found = self._by_endpoint.get(id(endpoint), [])
-        ended = self._clock()
-        took = ended - began
+        ended, took = self._clock(), self._cpu_clock() - cpu_before  # CPU: a busy machine makes no look longer
         if changed:
             self._next_look = ended + _APART * max(0.0, took - _BRIEF_SECONDS)
         self._apart = 0.0 if found else min(max(2 * self._apart, _APART * took), _MOST_APART_SECONDS)
@@ -104,12 +104,13 @@ class RouteTable:
 
     def _build(self) -> None:
         seen: list[Sequence[Any]] = []
-        self._by_endpoint = {}
+        by_endpoint: dict[int, list[_Template]] = {}
         for template in _walk(_routes_of(self._app), "", "", seen):
-            self._by_endpoint.setdefault(id(template.endpoint), []).append(template)
+            by_endpoint.setdefault(id(template.endpoint), []).append(template)
+        unique = {one: found[0].path for one, found in by_endpoint.items() if len(found) == 1}
+        unique[id(None)] = UNMATCHED
+        self._by_endpoint, self._unique = by_endpoint, unique
         self._seen = [(routes, list(routes)) for routes in seen]
-        self._unique = {one: found[0].path for one, found in self._by_endpoint.items() if len(found) == 1}
-        self._unique[id(None)] = UNMATCHED
 
 
 def _routes_of(app: Any) -> Sequence[Any]:
