@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import gc
 import itertools
+import sys
 import threading
 import tracemalloc
 
@@ -16,6 +18,8 @@ from tests.requests import scope
 from tests.serving import LOOPS
 from tests.waiting import until
 
+SESSION = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
+
 FEWEST = 600
 """After so many requests of each kind nothing is made for the first time any more."""
 
@@ -26,6 +30,36 @@ async def receive():
 
 async def send(message):
     pass
+
+
+def test_a_session_forgets_the_work_that_each_message_had_done(run):
+    async def main():
+        messages = asyncio.Queue()
+        grown = []
+
+        async def app(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            while (await receive())["type"] == "websocket.receive":
+                asyncio.get_running_loop().run_in_executor(executor, int)
+                await send({"type": "websocket.send", "text": ""})
+
+        measured = loopwatch.LoopWatchMiddleware(app, loopwatch.Config(stall_seconds=60))
+        await messages.put({"type": "websocket.connect"})
+        session = asyncio.ensure_future(measured(SESSION, messages.get, send))
+        for number in range(1, 601):
+            await messages.put({"type": "websocket.receive", "text": ""})
+            await until(messages.empty, "the message to be taken")
+            if number % 300 == 0:
+                await asyncio.wrap_future(executor.submit(int))  # all work before it is done
+                await asyncio.sleep(0.01)
+                grown.append(sys.getallocatedblocks())
+        await messages.put({"type": "websocket.disconnect"})
+        await session
+        return grown[1] - grown[0]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        assert run(main) < 200  # without that, each of the 300 pieces of work in between leaves several
 
 
 LONG = [pytest.param(kind, 1500, marks=pytest.mark.slow) for kind in LOOPS]
