@@ -58,7 +58,7 @@ def install(app: Any, config: Config | None = None) -> LoopWatch:
 
 
 class _Outermost:
-    """Puts the middleware around each stack that an app is given: others build stacks again, or around ours."""
+    """Puts the middleware around each stack that an app is given: other tools build it again, or around ours."""
 
     def __init__(self, app: Any, build: Callable[[], ASGIApp], watch: LoopWatch) -> None:
         self._app, self._build, self._watch = app, build, watch
@@ -68,16 +68,16 @@ class _Outermost:
             type(app).middleware_stack = _MiddlewareStack()
 
     def __reduce__(self) -> tuple[type[_Outermost], tuple[Any, Callable[[], ASGIApp], LoopWatch]]:
-        """Have it copied or pickled with its app, though that has started: another process needs the attribute."""
+        """Copy or pickle the app's own parts, not the stack: another process needs the class attribute, too."""
         return _Outermost, (self._app, self._build, self._watch)
 
     def build(self) -> ASGIApp:
-        """Build the stack that is measured, as it would be without: who builds around it expects that."""
+        """Build the stack as the app does without loopwatch: tools that build around it expect that."""
         self._built = self._build()
         return self._built
 
     def around(self, stack: ASGIApp) -> ASGIApp:
-        """Return what serves an app that is given ``stack``: itself, if the middleware may be in it already."""
+        """Return ``stack`` with the middleware around it, or ``stack`` itself where it may be in there already."""
         if stack is not self._built and not self._is_bare(stack):
             return stack
         self._built = None
@@ -101,7 +101,10 @@ class _Outermost:
 
 
 class _MiddlewareStack:
-    """Is told when an app is given a stack. It has no ``__get__``, so the app reads its own attribute as ever."""
+    """Passes each stack that an app is given through :meth:`_Outermost.around`.
+
+    This descriptor has no ``__get__``, so reading the attribute costs what it did.
+    """
 
     def __set__(self, app: Any, stack: ASGIApp | None) -> None:
         outermost = vars(app).get(_OUTERMOST)
@@ -157,7 +160,7 @@ class LoopWatchMiddleware:
         self.door = self.watch.door = Door(app, self._aside, self.watch.recorder)
 
     def __reduce__(self) -> tuple[Any, tuple[ASGIApp, LoopWatch]]:
-        """Have it copied or pickled as one that has measured nothing yet."""
+        """Copy or pickle the app and the watch, without any measurements."""
         return _measured, (self.app, self.watch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:

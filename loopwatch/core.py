@@ -880,7 +880,7 @@ class Request:
 
     @cython.cfunc
     def _call(self):
-        """Have the app serve the request, as somebody awaits it: what nobody awaits leaves nothing behind."""
+        """Call the app, now that the request is awaited: a request that is never awaited holds nothing."""
         door: Door = self._door
         receive, self._receive = self._receive, None
         send, self._session_send = self._session_send, None
@@ -1332,7 +1332,7 @@ class Request:
     @cython.cfunc
     @cython.exceptval(-1)
     def _forget_jobs(self) -> cython.int:
-        """Forget what has ended while nothing was booked: a session may give work to a thread with each message."""
+        """Forget work that ended between two messages: a session may submit some with each message."""
         job: Job
         if self._jobs is None:
             job = self._job
@@ -1767,7 +1767,7 @@ class Door:
         self.recorder = recorder
 
     def forget_endpoints(self) -> None:
-        """Ask again for the account of each endpoint: another may have the ``id`` of one that is gone."""
+        """Forget which account each endpoint leads to: a new one may have the ``id`` of a removed one."""
         self._accounts = {}
 
     def begin_anew(self) -> None:
@@ -1793,7 +1793,7 @@ class Door:
             self.lead_to(loop, stage, way.metrics_path)
 
     def lead_into(self, app: object) -> None:
-        """Have ``app`` serve the requests from now on: those in progress, and who observes them, stay."""
+        """Have ``app`` serve new requests. Requests in progress and the observer stay."""
         self._app = app
 
     def observe(self, observer: object) -> None:
@@ -1806,7 +1806,7 @@ class Door:
         self._observer = observer
 
     def __reduce__(self):
-        """Have it copied or pickled as part of its middleware: with its app, and without what was measured."""
+        """Copy or pickle the middleware that this belongs to."""
         return getattr, (self._aside.__self__, "door")
 
     @property
@@ -1849,7 +1849,7 @@ class Door:
         return request
 
     def serve(self, request: Request, receive: object, send: object) -> object:
-        """Return what has the app serve the scope of a session, which ``send`` belongs to, when it is awaited."""
+        """Return the request of a session; awaiting it calls the app with these ``receive`` and ``send``."""
         request._uncalled = True
         request._receive, request._session_send = receive, send
         return request

@@ -153,7 +153,7 @@ class LoopWatch:
         _EVERYONE.add(self)
 
     def __reduce__(self) -> tuple[type[LoopWatch], tuple[Config]]:
-        """Have it copied or pickled as one that has measured nothing yet, and has no listeners."""
+        """Copy or pickle the configuration only: no measurements, no listeners."""
         return LoopWatch, (self.config,)
 
     def start(self) -> None:
