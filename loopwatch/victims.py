@@ -28,6 +28,10 @@ class Victims:
         self._lost: dict[tuple[str, str], int] = {}
         self._candidates: dict[tuple[str, str], int] = {}
 
+    def __len__(self) -> int:
+        """Return how many pairs have figures, the one that stands for all others included. Any thread."""
+        return len(self._lost)
+
     def add(self, pair: tuple[str, str], lost: int) -> None:
         """Add what the first of a pair lost to the second, in nanoseconds."""
         if pair not in self._lost and not self._is_to_be_named(pair, lost):
