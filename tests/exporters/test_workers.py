@@ -13,8 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.serving import ROOT
 
 APP = """
-import asyncio, logging, os, pathlib, shutil, sys
+import asyncio, atexit, logging, os, pathlib, shutil, sys, time
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+atexit.register(time.sleep, 0.1)  # somebody else's, called after what loopwatch registers
 import loopwatch
 FOLDER = pathlib.Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
@@ -148,6 +149,30 @@ def test_a_worker_that_has_the_number_of_one_that_ended_adds_to_its_counters(tmp
         file.rename(tmp_path / f"{kind}_{token}_{os.getpid()}.db")
     printed, _ = run_app(tmp_path, "    print(*await counted())")
     assert printed == "200 3.0\n"
+
+
+def test_no_file_is_left_half_done(tmp_path):
+    """Neither by the thread that ends with the process, nor by a worker that is killed."""
+    (tmp_path / f"loopwatch-00000000_{ended_process()}.partial").touch()
+    run_app(tmp_path, """
+    from loopwatch.exporters.prometheus import workers
+    workers.WRITE_SECONDS = 0.001
+    replace = pathlib.Path.replace
+    def replace_slowly(*its):
+        time.sleep(0.05)
+        replace(*its)
+    pathlib.Path.replace = replace_slowly
+    print(*await counted())
+    asyncio.get_running_loop().close = lambda: None  # the thread goes on until the process ends
+""")  # fmt: skip
+    assert list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def ended_process():
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
 
 
 def test_prometheus_client_reads_what_is_written(tmp_path):

@@ -53,7 +53,7 @@ WRITE_SECONDS = 5.0
 ANSWER_SECONDS = 0.25
 """How long a scrape waits for the other workers; one that does not answer is told as it last wrote."""
 
-_PID = re.compile(r"_(\d+)\.db$")
+_PID = re.compile(r"_(\d+)\.(?:db|partial)$")
 _KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livemin")
 _SAY_SECONDS = 60.0
 """How often, at most, it is said that the folder is lost."""
@@ -135,6 +135,7 @@ class Workers:
         self._entries: dict[tuple[Metric, tuple[str, ...]], bytes] = {}
         self._stopping: threading.Event | None = None
         self._is_lost = False
+        self._is_over = False
         self._said_at = -math.inf
         self.cpu_seconds = 0.0
         """CPU time of the writing thread so far."""
@@ -178,6 +179,8 @@ class Workers:
 
         """
         with self._writing:
+            if self._is_over:
+                return
             files: dict[str, list[bytes]] = defaultdict(list)
             for metric, samples in self._gathering.samples():
                 for attributes, value in samples:
@@ -191,13 +194,14 @@ class Workers:
                 files[metric.kind].append(entry)
             for kind in _KINDS:
                 self._replace(f"{kind}_{self._files}.db", b"".join(files[kind]))
-        for process in self._processes("gauge_live*_*.db"):
+        for process in self._processes("gauge_live*_*.db") | self._processes("loopwatch-*_*.partial"):
             if not _is_alive(process):
                 with contextlib.suppress(OSError):  # another worker does the same
                     mark_process_dead(process, str(self._folder))  # type: ignore[no-untyped-call] # not typed there
-                for file in self._folder.glob(f"gauge_live*_loopwatch-*_{process}.db"):
-                    with contextlib.suppress(OSError):
-                        file.unlink()
+                for left in (f"gauge_live*_loopwatch-*_{process}.db", f"loopwatch-*_{process}.partial"):
+                    for file in self._folder.glob(left):
+                        with contextlib.suppress(OSError):
+                            file.unlink()
 
     def _entry(self, metric: Metric, attributes: tuple[str, ...], numbers: list[float]) -> bytes:
         keys = self._keys.get((metric, attributes))
@@ -221,6 +225,9 @@ class Workers:
         if os.getpid() == self._process and self._entries:
             with contextlib.suppress(Exception):  # nobody is left to hear of it
                 self.write()
+            # The thread ends with the process: it is not to begin a file that it would leave half done.
+            with self._writing:
+                self._is_over = True
 
     # --- ringing at one another
 
