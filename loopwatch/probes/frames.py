@@ -36,15 +36,20 @@ _LIBRARIES = tuple(
     | {str(pathlib.Path(os.__file__).resolve().parent) + os.sep}
 )
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_LOOPS = tuple(
+_RUNNERS = tuple(
     os.path.join(package, name)  # noqa: PTH118 # compared with the ends of co_filename, thousands of times
     for package, names in {
-        "asyncio": ("base_events.py", "events.py", "runners.py", "unix_events.py", "windows_events.py"),
+        "asyncio": ("base_events.py", "events.py", "runners.py", "windows_events.py"),
         "uvloop": ("__init__.py",),
         "uvicorn": ("server.py", "main.py"),
     }.items()
     for name in names
 )
+_RUNNING = {
+    *("run", "run_until_complete", "run_forever", "_run_once", "_run"),  # of asyncio
+    *("wrapper", "main", "serve", "_serve", "main_loop"),  # of uvloop and uvicorn
+}
+"""The functions of those files that run a loop. Others do the work of an app: ``create_connection``, say."""
 
 _CALLS = ("CALL", "CALL_KW", "CALL_FUNCTION_EX", "PRECALL")
 _AWAITS = ("SEND", "YIELD_VALUE", "RESUME")
@@ -90,7 +95,7 @@ class Sampler:
         """Return what a thread does now; ``None`` where it has ended or does nothing but run its loop."""
         found = _frames_of(thread)
         for index in range(len(found) - 1, -1, -1):
-            if found[index].code.co_filename.endswith(_LOOPS):
+            if _runs_a_loop(found[index].code):
                 del found[: index + 1]
                 break
         found = [one for one in found if not one.code.co_filename.startswith((_OURS, "loopwatch/"))]
@@ -130,6 +135,10 @@ def _frames_of(thread: int) -> list[_At]:
         _At(frame, frame.f_code, frame.f_lasti, frame.f_lineno or frame.f_code.co_firstlineno)
         for frame in reversed(frames_of(thread))
     ]
+
+
+def _runs_a_loop(code: CodeType) -> bool:
+    return code.co_name in _RUNNING and code.co_filename.endswith(_RUNNERS)
 
 
 def is_app(code: CodeType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import pathlib
@@ -156,6 +157,25 @@ def test_what_a_library_does_is_blamed_on_the_line_that_called_it():
     sample = at(through_a_variable)
     assert "threading.Event.wait" in sample.inner
     assert any(line.filename.endswith("threading.py") for line in sample.stack)
+
+
+@pytest.mark.contended
+@pytest.mark.blocks
+def test_what_a_loop_does_for_a_coroutine_is_blamed_on_its_line():
+    """Such work is done in a file that runs the loop, too."""
+
+    def slow_protocol():
+        direct()
+        return asyncio.DatagramProtocol()
+
+    async def connect():
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(slow_protocol, ("127.0.0.1", 0))
+        transport.close()
+        await asyncio.sleep(0)
+
+    sample = at(lambda: asyncio.run(connect()))
+    names = [line.function.rpartition(":")[2].rpartition(".")[2] for line in sample.stack]
+    assert names == ["connect", "create_datagram_endpoint", "slow_protocol", "direct"]
 
 
 def test_a_thread_that_has_ended_shows_nothing():
