@@ -115,7 +115,8 @@ def _verdict(thresholds: Thresholds) -> Panels:
         ),
         stat_panel(
             "Fullest pool: threads in use",
-            "The share of its workers that the fullest pool of any process uses at this moment.",
+            "The share of its workers that the fullest pool of any process uses at this moment. A limiter made for "
+            "each call is full by design: a queue is what shows that it is too small.",
             f"topk(1, max by (pool) ({used(SCOPE, 'instance')}))",
             SHARE,
             ((0.8, YELLOW), (1.0, RED)),

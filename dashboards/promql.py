@@ -84,9 +84,9 @@ def at_the_limit(scope: Scope, *labels: str) -> str:
 
 
 def used(scope: Scope, *labels: str) -> str:
-    """Return the share of a pool's workers that are in use now."""
+    """Return the share of a pool's workers that are in use now; nothing of a pool that has none."""
     in_use, limit = scope.of(catalogue.THREADPOOL_IN_USE), scope.of(catalogue.THREADPOOL_LIMIT)
-    return f"{total(in_use, *labels, 'pool')} / {total(limit, *labels, 'pool')}"
+    return f"{total(in_use, *labels, 'pool')} / ({total(limit, *labels, 'pool')} > 0)"
 
 
 def verdict(

@@ -61,8 +61,11 @@ def advise(pool: PoolReading) -> Advice | None:
     """Suggest a size for a pool, from what it did since a moment: an interval between two readings.
 
     While it is at its limit, as many threads are missing as there is work in its queue on average. More threads
-    help work that waits; work that computes shares one GIL, whatever their number.
+    help work that waits; work that computes shares one GIL, whatever their number. Nothing is said of a pool whose
+    limiters or executors are made anew: each has its size by design, and how many live is no setting.
     """
+    if pool.is_anew:
+        return None
     late = pool.queue_times.quantile(0.95)
     if pool.queue_times.count < FEWEST or late < NOTICEABLE_SECONDS or not pool.saturated:
         return None

@@ -171,7 +171,7 @@ THREADPOOL_LIMIT = Metric(
     "loopwatch.threadpool.limit",
     "gauge",
     "{thread}",
-    "Workers that the pool may use at once.",
+    "Workers that the pool may use at once: the sum of its living limiters or executors.",
     ("pool",),
 )
 THREADPOOL_IN_USE = Metric(
@@ -204,7 +204,7 @@ THREADPOOL_SATURATED_TIME = Metric(
     "loopwatch.threadpool.saturated.time",
     "counter",
     "s",
-    "Time in which the pool was at its limit.",
+    "Time in which the pool was at its limit; where limiters or executors are made anew, in which work waited.",
     ("pool",),
 )
 THREADPOOL_TIME = Metric(

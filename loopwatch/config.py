@@ -66,7 +66,7 @@ class Config:
     """Route templates that get a label of their own; requests to any further one count as ``_other``."""
 
     max_pools: int = 50
-    """Limiters and executors that get a label of their own; any further ones count together as ``_other``."""
+    """Kinds of limiters and executors that get a label of their own; further ones count together as ``_other``."""
 
     stall_seconds: float = 0.1
     """How long the loop must be held to count as a stall; asyncio's own ``slow_callback_duration`` by default."""

@@ -465,7 +465,7 @@ class Job:
     cpu: cython.longlong
     thread: cython.longlong
     _known: cython.longlong  # to its pool: SUBMITTED and so on
-    _pool: Pool
+    _member: Member
     _function: object
     _request: object  # until it is over: a request remembers its work, too, and nobody would collect the circle
 
@@ -486,7 +486,7 @@ class Job:
             self.ended = ended
             self._function = self._request = None
             if self.left:  # nobody else would tell
-                self._pool._told.append(self)
+                self._member._pool._told.append(self)
 
     def __getattr__(self, name):
         # __name__ and its like: what an executor asks a function for.
@@ -501,13 +501,15 @@ class Job:
             if not self.started:
                 self.ended = self.left
                 self._request = None
-            elif not self._pool.frees and not self.ended:
+            elif not self._member._frees and not self.ended:
                 return
-        self._pool._told.append(self)
+        self._member._pool._told.append(self)
 
 
 SUBMITTED, HELD, LEFT, OVER = 0, 1, 2, 3
 """What a pool knows of work: nothing yet; that it holds a place; that it runs on without one; its end."""
+
+INFINITE = float("inf")
 
 MOST_TOLD = 64
 """After so many changes a pool books them, whether or not anybody reads it."""
@@ -515,43 +517,30 @@ MOST_TOLD = 64
 
 @cython.final
 @cython.cclass
-class Pool:
-    """What is submitted to one pool of workers, for how long it waits and runs there, and for how long it was full.
+class Member:
+    """One limiter or executor of a pool: what is submitted to it, and what the pool has booked of that.
 
-    Any thread tells of a change by appending to a queue, which takes no lock; who comes by next books it. The
-    changes carry their times, so the figures do not depend on when that is. A pool leaves no place free while work
-    waits: it is at its limit while as many pieces of work as it has places, or more, are submitted and not over.
-
-    ``frees`` tells that work which is given up frees its place at once, as in a limiter, even if it still runs.
+    ``frees`` tells that work which is given up frees its place at once, as in a limiter, even if it still runs;
+    ``in_line`` that work begins in order, and nobody says when.
     """
 
-    frees: cython.bint
-    _told: object
-    _lock: object
-    _works: set
+    _pool: Pool
+    _frees: cython.bint
     _line: object
-    _limit: cython.double
-    _since: cython.longlong
-    _full_since: cython.longlong
-    _ended_at: cython.longlong
-    _saturated: cython.longlong
-    _cpu: cython.longlong
-    _wait: cython.longlong
-    _queue: Counts
-    _run: Counts
+    _places: cython.double
+    _works: cython.longlong
+    _is_booked: cython.bint
+    _is_gone: cython.bint
 
-    def __init__(self, bounds_ns: list, limit: float, frees: bool = False, in_line: bool = False) -> None:
-        """Begin with ``limit`` places; ``in_line`` tells that work begins in order, and nobody says when."""
-        self.frees = frees
-        self._told = deque()
-        self._lock = allocate_lock()
-        self._works = set()
+    def __init__(self, pool: Pool, places: float, frees: bool = False, in_line: bool = False) -> None:
+        """Begin with so many places. Any thread."""
+        self._pool = pool
+        self._frees = frees
         self._line = deque() if in_line else None
-        self._limit = limit
-        self._since = wall_now()
-        self._full_since = self._ended_at = 0
-        self._saturated = self._cpu = self._wait = 0
-        self._queue, self._run = Counts(bounds_ns), Counts(bounds_ns)
+        self._places = 0.0
+        self._works = 0
+        self._is_booked = self._is_gone = False
+        self.resize(places)
 
     def job(self, function: object, stage: Stage) -> Job:
         """Return a function that does the same in a worker thread and is timed there. Loop thread."""
@@ -579,36 +568,85 @@ class Pool:
         job.submitted = wall_now()
         job.started = job.ended = job.left = job.cpu = job.thread = 0
         job._known = SUBMITTED
-        job._pool = self
+        job._member = self
         job._function = job._request = None
-        self._told.append(job)
-        if len(self._told) > MOST_TOLD and self._lock.acquire(False):
+        pool: Pool = self._pool
+        pool._told.append(job)
+        if len(pool._told) > MOST_TOLD and pool._lock.acquire(False):
             try:
-                self._book()
+                pool._book()
             finally:
-                self._lock.release()
+                pool._lock.release()
         return job
 
     def end(self, work: Job) -> None:
         """Note that such work is over. Any thread."""
         work.ended = wall_now()
-        self._told.append(work)
+        self._pool._told.append(work)
 
-    def resize(self, limit: float) -> None:
-        """Note that the pool has ``limit`` places from now on. Any thread."""
-        self._told.append((wall_now(), limit))
+    def resize(self, places: float) -> None:
+        """Note that it has ``places`` from now on. Any thread."""
+        self._pool._told.append((wall_now(), self, places))
+
+    def retire(self) -> None:
+        """Note that nobody submits to it any more: its places go when its work has ended. Any thread; no lock."""
+        self._pool._told.append((wall_now(), self, None))
+
+
+@cython.final
+@cython.cclass
+class Pool:
+    """What is submitted to one pool of workers, for how long it waits and runs there, and for how long it was full.
+
+    Any thread tells of a change by appending to a queue, which takes no lock; who comes by next books it. The
+    changes carry their times, so the figures do not depend on when that is. A member leaves no place free while
+    work waits: it is full while as many pieces of work as it has places, or more, are submitted and not over.
+
+    A pool of one member is at its limit while that is full. One whose members are made anew, for each call say, is
+    at its limit while work waits: its members may be full by design, and the next call brings one of its own.
+    """
+
+    _told: object
+    _lock: object
+    _works: set
+    _members: cython.longlong
+    _living: cython.longlong
+    _limit: cython.double
+    _unlimited: cython.longlong
+    _waiting: cython.double
+    _since: cython.longlong
+    _full_since: cython.longlong
+    _ended_at: cython.longlong
+    _saturated: cython.longlong
+    _cpu: cython.longlong
+    _wait: cython.longlong
+    _queue: Counts
+    _run: Counts
+
+    def __init__(self, bounds_ns: list) -> None:
+        """Begin without a member."""
+        self._told = deque()
+        self._lock = allocate_lock()
+        self._works = set()
+        self._members = self._living = self._unlimited = 0
+        self._limit = self._waiting = 0.0
+        self._since = wall_now()
+        self._full_since = self._ended_at = 0
+        self._saturated = self._cpu = self._wait = 0
+        self._queue, self._run = Counts(bounds_ns), Counts(bounds_ns)
 
     def read(self) -> tuple:
-        """Return the limit, work not over, time at the limit, histograms of queue and run, CPU and other time.
+        """Return the limit, work that holds a place, work that waits, and what has been counted.
 
-        Nanoseconds. Any thread.
+        That is the time at the limit, histograms of queue and run, CPU and other time: nanoseconds. Any thread.
         """
         with self._lock:
             self._book_all()
             self._pass(wall_now())
             return (
-                self._limit,
-                len(self._works),
+                INFINITE if self._unlimited else self._limit,
+                len(self._works) - int(self._waiting),
+                int(self._waiting),
                 self._saturated,
                 self._queue.read(),
                 self._run.read(),
@@ -631,47 +669,83 @@ class Pool:
     def _book_all(self):
         """Book what was told, and what has ended though a busy loop has yet to tell it. Whoever holds the lock."""
         self._book()
-        if self.frees:
-            return
         ended = []
         for one in self._works:
             work: Job = one
-            if work.ended:
+            if work.ended and not work._member._frees:
                 ended.append((work.ended, work))
         for _, one in sorted(ended, key=itemgetter(0)):
             self._book_work(one)
-        self._look_at_line()
+        self._look_at_queue()
 
     @cython.cfunc
     def _book(self):
         """Book what was told. Whoever holds the lock."""
         while self._told:
             told = self._told.popleft()
-            if type(told) is not Job:
-                when, limit = told
-                self._pass(when)
-                self._limit = limit
-            else:
+            if type(told) is Job:
                 self._book_work(told)
-            self._look_at_line()
+            else:
+                when, member, places = told
+                self._pass(when)
+                self._book_places(member, places)
+            self._look_at_queue()
 
     @cython.cfunc
-    def _look_at_line(self):
+    def _look_at_queue(self):
         """Note since when there is one."""
-        if len(self._works) <= self._limit:
+        if not self._waiting:
             self._full_since = 0
         elif not self._full_since:
             self._full_since = self._since
 
     @cython.cfunc
+    def _book_places(self, member: Member, places: object):
+        """Book how many places a member has, ``None`` if it is gone."""
+        if places is None:
+            member._is_gone = True
+            if not member._works:
+                self._remove(member)
+            return
+        if not member._is_booked:
+            member._is_booked = True
+            self._members += 1
+            self._living += 1
+        self._change(member, member._works, places)
+
+    @cython.cfunc
+    def _remove(self, member: Member):
+        if member._is_booked:
+            member._is_booked = False
+            self._living -= 1
+            self._change(member, 0, 0.0)
+
+    @cython.cfunc
+    def _change(self, member: Member, works: cython.longlong, places: cython.double):
+        """Book how much work a member has from now on, and how many places."""
+        if member._works > member._places:
+            self._waiting -= member._works - member._places
+        if works > places:
+            self._waiting += works - places
+        if places != member._places:
+            for each, sign in ((member._places, -1), (places, 1)):
+                if each == INFINITE:  # what is without end is not added: nothing could be taken away from it
+                    self._unlimited += sign
+                else:
+                    self._limit += sign * each
+        member._works, member._places = works, places
+
+    @cython.cfunc
     def _book_work(self, work: Job):
+        member: Member = work._member
         if work._known == SUBMITTED:
             self._pass(work.submitted)
             self._works.add(work)
+            self._change(member, member._works + 1, member._places)
             work._known = HELD
-            if self._line is not None:
-                if len(self._works) > self._limit:
-                    self._line.append(work)
+            if member._line is not None:
+                if member._works > member._places:
+                    member._line.append(work)
                 else:
                     work.started = work.submitted
         elif work._known == HELD:
@@ -682,11 +756,15 @@ class Pool:
     @cython.cfunc
     def _release(self, work: Job):
         """Book that work has freed its place, or left the queue."""
-        gone: cython.longlong = work.left if work.left and (self.frees or not work.ended) else work.ended
+        member: Member = work._member
+        gone: cython.longlong = work.left if work.left and (member._frees or not work.ended) else work.ended
         self._pass(gone)
         self._works.discard(work)
-        if self._line is not None:
+        self._change(member, member._works - 1, member._places)
+        if member._line is not None:
             self._move_up(work, gone)
+        if member._is_gone and not member._works:
+            self._remove(member)
         self._queue._observe(max(0, (work.started or gone) - work.submitted))
         work._known = OVER
         if not work.started:
@@ -700,10 +778,11 @@ class Pool:
     @cython.cfunc
     def _move_up(self, work: Job, now: cython.longlong):
         """Let the next in line begin where ``work`` has ended; what had not begun leaves the line."""
+        line: object = work._member._line
         if not work.started:
-            self._line.remove(work)
-        elif self._line:
-            following: Job = self._line.popleft()
+            line.remove(work)
+        elif line:
+            following: Job = line.popleft()
             following.started = now
 
     @cython.cfunc
@@ -711,17 +790,24 @@ class Pool:
         work._known = OVER
         ran: cython.longlong = max(0, work.ended - work.started)
         self._run._observe(ran)
-        self._cpu += min(work.cpu, ran)
-        self._wait += max(0, ran - work.cpu)
+        if work._member._line is None:
+            self._cpu += min(work.cpu, ran)
+            self._wait += max(0, ran - work.cpu)
 
     @cython.cfunc
     def _pass(self, now: cython.longlong):
         """Let time pass up to a change."""
         if now <= self._since:
             return
-        if len(self._works) >= self._limit:
+        if self._is_at_limit():
             self._saturated += now - self._since
         self._since = now
+
+    @cython.cfunc
+    def _is_at_limit(self) -> cython.bint:
+        if self._members > 1:
+            return self._waiting > 0
+        return self._living == 1 and not self._unlimited and len(self._works) >= self._limit
 
 
 @cython.final
@@ -1623,15 +1709,15 @@ class JobFactory:
 
     _stage: Stage
     _thread: cython.ulong
-    _default: Pool
-    _pool_of: object
+    _default: Member
+    _member_of: object
     _on_failure: object
 
-    def __init__(self, stage: Stage, pool_of: object, on_failure: object) -> None:
+    def __init__(self, stage: Stage, member_of: object, on_failure: object) -> None:
         self._stage = stage
         self._thread = get_ident()
-        self._default = pool_of(None, None)
-        self._pool_of = pool_of
+        self._default = member_of(None, None)
+        self._member_of = member_of
         self._on_failure = on_failure
 
     def make(self, function, limiter):
@@ -1639,8 +1725,8 @@ class JobFactory:
         if get_ident() != self._thread or type(function) is Job:  # all loops share the way into a thread
             return None
         try:
-            pool: Pool = self._default if limiter is None else self._pool_of(limiter, function)
-            return pool._job(function, self._stage)
+            member: Member = self._default if limiter is None else self._member_of(limiter, function)
+            return member._job(function, self._stage)
         except Exception as error:
             self._on_failure(error)
             return None

@@ -42,6 +42,7 @@ Child = core.Child
 Door = core.Door
 Job = core.Job
 JobFactory = core.JobFactory
+Member = core.Member
 Pool = core.Pool
 Request = core.Request
 Stage = core.Stage
@@ -59,6 +60,6 @@ def describe_core() -> str:
 
 
 __all__ = [
-    "COMPILED", "CORE", "Account", "CallFactory", "Child", "Door", "Job", "JobFactory", "Lookout", "Pool",
-    "Request", "Stage", "TaskFactory", "TimedSelect", "TimerFactory", "current", "describe_core",
+    "COMPILED", "CORE", "Account", "CallFactory", "Child", "Door", "Job", "JobFactory", "Lookout", "Member",
+    "Pool", "Request", "Stage", "TaskFactory", "TimedSelect", "TimerFactory", "current", "describe_core",
 ]  # fmt: skip

@@ -169,6 +169,9 @@ class PoolReading:
     ``limit`` is how many may work at once. ``queue_times`` and ``run_times`` are of each piece of work,
     ``saturated`` is the time at the limit. ``cpu`` and ``wait`` divide the time in which work ran; ``None`` for
     processes. Seconds.
+
+    ``is_anew`` is whether the pool's limiters or executors are made anew, for each request, connection or call:
+    then ``limit`` is the sum of those that live, and ``saturated`` the time in which work waited for a place.
     """
 
     pool: str
@@ -180,6 +183,7 @@ class PoolReading:
     saturated: float
     cpu: float | None
     wait: float | None
+    is_anew: bool = False
 
     def __sub__(self, older: PoolReading) -> PoolReading:
         return replace(
@@ -335,7 +339,7 @@ class Snapshot:
         return next((r for r in self.routes if (r.route, r.method) == (route, method)), None)
 
     def pool(self, name: str) -> PoolReading | None:
-        """Find the reading of one pool of workers; ``None`` if it was not used, or is gone."""
+        """Find the reading of one pool of workers; ``None`` if it was not used."""
         return next((pool for pool in self.pools if pool.pool == name), None)
 
     def __sub__(self, older: Snapshot) -> Snapshot:

@@ -95,7 +95,7 @@ class Sampler:
         """Return what a thread does now; ``None`` where it has ended or does nothing but run its loop."""
         found = _frames_of(thread)
         for index in range(len(found) - 1, -1, -1):
-            if _runs_a_loop(found[index].code):
+            if runs_a_loop(found[index].code):
                 del found[: index + 1]
                 break
         found = [one for one in found if not one.code.co_filename.startswith((_OURS, "loopwatch/"))]
@@ -137,7 +137,8 @@ def _frames_of(thread: int) -> list[_At]:
     ]
 
 
-def _runs_a_loop(code: CodeType) -> bool:
+def runs_a_loop(code: CodeType) -> bool:
+    """Tell whether code runs a loop, on whose behalf nothing is called: its callbacks are."""
     return code.co_name in _RUNNING and code.co_filename.endswith(_RUNNERS)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loopwatch.failures import Failures
-    from loopwatch.hot import Pool, Stage
+    from loopwatch.hot import Member, Stage
 
 
 _PARAMETERS = ("func", "args", "abandon_on_cancel", "limiter")
@@ -161,12 +161,12 @@ def _is_refused(function: Any) -> bool:
 class _Remote:
     """An executor whose workers are out of reach: submits to it, and notes when that and when the work is over."""
 
-    def __init__(self, executor: Any, pool: Pool) -> None:
-        self._executor, self._pool = executor, pool
+    def __init__(self, executor: Any, member: Member) -> None:
+        self._executor, self._member = executor, member
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Submit to the executor, as :meth:`concurrent.futures.Executor.submit`."""
         future = self._executor.submit(function, *arguments)
-        job = self._pool.submit()
-        future.add_done_callback(lambda _: self._pool.end(job))
+        job = self._member.submit()
+        future.add_done_callback(lambda _: self._member.end(job))
         return future

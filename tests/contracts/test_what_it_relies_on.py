@@ -21,6 +21,7 @@ import anyio.to_thread
 import pytest
 import uvicorn
 import uvloop
+from anyio import CapacityLimiter
 from anyio._backends import _asyncio as anyio_backend
 from fastapi.applications import FastAPI
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -38,6 +39,7 @@ from loopwatch.probes import threads
 from loopwatch.probes.loops import libuv
 from loopwatch.probes.loops.selector import SelectorClock
 from loopwatch.probes.tasks import _references
+from loopwatch.probes.users import user_of
 from tests.dictionaries import has_dictionary
 from tests.serving import ROOT
 
@@ -179,6 +181,29 @@ def test_threads_reach_a_loop_through_an_attribute_that_can_be_replaced(make_loo
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
         assert runner.run(main()) == [2, 2, 2]  # and each time that the work is over
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_frames_lead_from_what_runs_to_who_awaits_it_and_code_knows_what_it_names(make_loop):
+    anyios = {"__name__": "anyio.somewhere", "user_of": user_of}
+    exec("async def look(limiter): return user_of(type(limiter), None)", anyios)
+    look = anyios["look"]
+
+    async def makes_one():
+        limiter = CapacityLimiter(1)
+        first = await look(limiter)
+        await asyncio.sleep(0)  # the next is called in a step that a loop begins
+        return first, await look(limiter)
+
+    async def makes_two():
+        first, second = CapacityLimiter(1), CapacityLimiter(2)
+        return await look(first), await look(second)
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        ones, twos = runner.run(makes_one()), runner.run(makes_two())
+    assert [user.function.rpartition(".")[2] for user in (*ones, *twos)] == ["makes_one"] * 2 + ["makes_two"] * 2
+    assert {user.place for user in ones} == {0}
+    assert len({user.place for user in twos} - {0}) == 2
 
 
 def test_executors_keep_their_limit_and_the_prefix_of_their_threads_and_asyncio_its_own():

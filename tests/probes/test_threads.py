@@ -385,54 +385,6 @@ def test_a_limit_that_changes_is_followed(run):
     assert at_least <= end.saturated <= at_most
 
 
-def test_a_pool_that_is_gone_is_told_no_more_and_many_are_bounded(run):
-    async def main():
-        async with LoopWatch(Config(max_pools=3)) as watch:
-            loop = asyncio.get_running_loop()
-            executors = [ThreadPoolExecutor(1, thread_name_prefix="same") for _ in range(5)]
-            for executor in executors:
-                await loop.run_in_executor(executor, nap, 0)
-                executor.shutdown(wait=False)
-            many = [pool.pool for pool in watch.snapshot().pools]
-            rest = watch.snapshot().pool("_other").run_times.count
-            del executor
-            executors.clear()
-            await settle()
-            gc.collect()
-            return many, rest, [pool.pool for pool in watch.snapshot().pools]
-
-    many, rest, few = run(main)
-    assert many == ["anyio", "same", "same 2", "same 3", "_other"]
-    assert rest == 2
-    assert few == ["anyio", "_other"]
-
-
-@pytest.mark.blocks
-def test_an_executor_for_each_request_is_one_pool_that_goes_on(run):
-    async def main():
-        async with LoopWatch(Config(max_pools=3)) as watch:
-            loop = asyncio.get_running_loop()
-            seen = set()
-            for prefix in ["", "", "", "reports", "mails", "", "images", "prints"]:
-                executor = ThreadPoolExecutor(1, thread_name_prefix=prefix)
-                await loop.run_in_executor(executor, nap, 0)
-                executor.shutdown()  # its thread is an owner, too, until it ends
-                await settle()
-                counts = {pool.pool: pool.run_times.count for pool in watch.snapshot().pools}
-                seen.update(counts.items())
-                gone = weakref.ref(executor)
-                del executor
-                await collected(gone)
-            return seen
-
-    ours = "threads:tests.probes.test_threads.nap"
-    assert run(main) - {("anyio", 0)} == {
-        *((ours, count) for count in (1, 2, 3, 4)),
-        *(("reports", 1), ("mails", 1)),
-        *(("_other", 1), ("_other", 2)),  # images and prints: three names were given
-    }
-
-
 def test_the_defaults_take_a_name_that_was_given_before_their_first_use(run, keep):
     executor = keep(ThreadPoolExecutor(2, thread_name_prefix="pool"))
 
@@ -448,18 +400,6 @@ def test_the_defaults_take_a_name_that_was_given_before_their_first_use(run, kee
             return [pool.pool for pool in watch.snapshot().pools]
 
     assert run(main) == ["routes", "own"]
-
-
-def test_pools_are_named_after_what_they_run_first(run):
-    async def main():
-        async with LoopWatch() as watch:
-            limiter = anyio.CapacityLimiter(2)
-            await anyio.to_thread.run_sync(nap, 0, limiter=limiter)
-            names = [pool.pool for pool in watch.snapshot().pools]
-            watch.name_pool(limiter, "naps")
-            return names, [pool.pool for pool in watch.snapshot().pools]
-
-    assert run(main) == (["anyio", "limiter:tests.probes.test_threads.nap"], ["anyio", "naps"])
 
 
 @pytest.mark.parametrize(
