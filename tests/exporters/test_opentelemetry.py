@@ -13,6 +13,8 @@ import time
 import tracemalloc
 from collections import Counter
 
+import anyio
+import anyio.to_thread
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -190,6 +192,27 @@ def test_a_watch_tells_the_global_provider_even_if_that_is_set_later(run, monkey
     by_name, snapshot = run(main)
     assert by_name["loopwatch.loop.iterations"] > 0
     assert snapshot.self_time["opentelemetry"] > 0
+
+
+def test_a_pool_that_is_made_for_each_call_is_one_series_that_never_falls(run, reader):
+    runs, seen = "loopwatch.threadpool.run.duration", []
+
+    async def main():
+        async with LoopWatch(Config(metrics_path=None)) as watch:
+            with started(OpenTelemetryExporter(watch.snapshot, reader.provider)) as exporter:
+                for _ in range(3):
+                    for _ in range(2):
+                        await anyio.to_thread.run_sync(len, "", limiter=anyio.CapacityLimiter(1))
+                    gc.collect()
+                    exporter.record()
+                    found = await asyncio.to_thread(told, reader)
+                    pools = {
+                        dict(labels)["pool"]: value for (name, _, labels), value in found.items() if name == runs
+                    }
+                    seen.append([sum(counts) for pool, (counts, _) in pools.items() if "limiter:" in pool])
+
+    run(main)
+    assert seen == [[2], [4], [6]]
 
 
 def test_an_exporter_that_fails_is_reported_once_and_the_app_goes_on(run, monkeypatch, caplog):

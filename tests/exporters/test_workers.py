@@ -100,6 +100,26 @@ def test_an_app_starts_though_the_folder_cannot_be_used(folder):
     assert repr(folder) in line
 
 
+def test_pools_that_are_made_for_each_call_are_counted_on_when_nothing_of_them_lives(tmp_path):
+    printed, said = run_app(tmp_path, """
+    import anyio, gc
+    await counted()
+    for _ in range(3):
+        for _ in range(2):
+            await anyio.to_thread.run_sync(len, "", limiter=anyio.CapacityLimiter(1))
+        gc.collect()
+        _, page = await get("/metrics")
+        names = "loopwatch_threadpool_run_duration_seconds_count", "loopwatch_threadpool_limit"
+        lines = [line for line in page.splitlines() if "limiter:" in line and line.startswith(names)]
+        print(*(f"{line.split('{')[0]} {line.split()[-1]}" for line in lines))
+""")  # fmt: skip
+    expected = [f"loopwatch_threadpool_run_duration_seconds_count {count}.0" for count in (2, 4, 6)]
+    lines = printed.splitlines()
+    assert [next(each for each in expected if each in line) for line in lines] == expected
+    assert all(line.count("loopwatch_threadpool_limit 0.0") == 1 for line in lines)
+    assert said == []
+
+
 def test_a_folder_without_a_name_is_none(tmp_path):
     printed, said = run_app("", "    print(*await counted())")
     assert (printed, said) == ("200 1.0\n", [])
