@@ -6,6 +6,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from loopwatch.names import described
+
 Lookout: Any = None
 """Watches a loop without the GIL (:mod:`loopwatch._lookout`); ``None`` where that was not built."""
 
@@ -26,7 +28,7 @@ else:
 
         _why_plain = "it was not compiled at installation"
         if not isinstance(error, ModuleNotFoundError):
-            _why_plain = f"the compiled one cannot be loaded: {error}"
+            _why_plain = f"the compiled one cannot be loaded: {described(error)}"
         _cure = "install a C compiler and Python's headers, then install loopwatch again"
     else:
         with contextlib.suppress(ImportError):

@@ -17,6 +17,7 @@ from loopwatch.asgi import install, is_installed
 from loopwatch.config import Config
 from loopwatch.failures import logger
 from loopwatch.hot import Stage
+from loopwatch.names import LONGEST_MESSAGE, described, printable
 from loopwatch.probes.patch import Patch
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class LoopWatchInstrumentor(BaseInstrumentor):  # type: ignore[misc] # it is unt
                 if "__call__" in vars(app_class):
                     self._patches.append(Patch(app_class, "__call__", _measuring(app_class, config)))
         except Exception as error:  # it would end all other instrumentations too
-            logger.error("loopwatch: %s No app is measured.", error)
+            logger.error("loopwatch: %s No app is measured.", printable(error, LONGEST_MESSAGE))
 
     def _uninstrument(self, **_options: Any) -> None:
         """Measure no more apps; those that have started go on to be measured."""
@@ -83,4 +84,4 @@ def _measure(app: Any, config: Config) -> None:
         if not (Stage.is_any_in_use() or is_installed(app)):
             install(app, config)
     except Exception as error:
-        logger.error("loopwatch: %s failed: %s. The app is not measured.", type(error).__name__, error)
+        logger.error("loopwatch: %s. The app is not measured.", described(error))

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
 OTHER_ROUTE, OTHER_METHOD = OTHERS[ROUTE], OTHERS[METHOD]
 WEBSOCKET = "WEBSOCKET"
+"""Stands for the method of WebSocket sessions. A client that sends it as a method of HTTP does not get it."""
 NO_REQUEST = "_none"
 """Stands for route and method of a stall that no request made."""
-METHODS = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY", WEBSOCKET)
-)
-"""Methods that get a label of their own: those that HTTP defines, and one for WebSocket sessions."""
+METHODS: dict[Any, str] = {
+    method: method
+    for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY")
+}
+"""Methods that get a label of their own: those that HTTP defines.
+
+Each leads to its label: what a middleware of the app's puts into the scope may equal it and read otherwise.
+"""
 
 
 class Recorder:
@@ -95,13 +100,13 @@ class Recorder:
     def labels_of(self, scope: Scope) -> tuple[str, str]:
         """Return the labels of a request: route template and method, bounded in number."""
         route = self.routes.template(scope) if self.routes is not None else UNMATCHED
-        method = scope.get("method") if scope["type"] == "http" else WEBSOCKET
+        method = METHODS.get(scope.get("method"), OTHER_METHOD) if scope["type"] == "http" else WEBSOCKET
         if route not in self._routes:
             if len(self._routes) >= self._max_routes:
                 route = OTHER_ROUTE
             else:
                 self._routes.add(route)
-        return route, method if method in METHODS else OTHER_METHOD
+        return route, method
 
     def _account_of(self, labels: tuple[str, str]) -> Account:
         account = self._accounts.get(labels)

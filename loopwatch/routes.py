@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from loopwatch.names import printable, text_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, MutableMapping
 
@@ -33,7 +35,12 @@ _MOST_APART_SECONDS = 60.0
 class _Template(NamedTuple):
     endpoint: Any  # held, so that its id stays its own
     path: str
+    label: str
     pattern: str
+
+
+def _template(endpoint: Any, path: str, pattern: str) -> _Template:
+    return _Template(endpoint, path, printable(path), pattern)
 
 
 class RouteTable:
@@ -73,10 +80,10 @@ class RouteTable:
             return unique
         found = self._by_endpoint.get(id(endpoint)) or self._find_new(endpoint)
         if len(found) == 1:
-            return found[0].path
+            return found[0].label
         path = str(scope.get("path", ""))
         path = path.removeprefix(str(scope.get("app_root_path", scope.get("root_path", ""))))
-        return next((t.path for t in found if re.fullmatch(t.pattern, path)), UNMATCHED)
+        return next((t.label for t in found if re.fullmatch(t.pattern, path)), UNMATCHED)
 
     def _find_new(self, endpoint: Any) -> list[_Template]:
         """Look again for routes that were added after the last look, unless that was a moment ago.
@@ -107,7 +114,7 @@ class RouteTable:
         by_endpoint: dict[int, list[_Template]] = {}
         for template in _walk(_routes_of(self._app), "", "", seen):
             by_endpoint.setdefault(id(template.endpoint), []).append(template)
-        unique = {one: found[0].path for one, found in by_endpoint.items() if len(found) == 1}
+        unique = {one: found[0].label for one, found in by_endpoint.items() if len(found) == 1}
         unique[id(None)] = UNMATCHED
         self._by_endpoint, self._unique = by_endpoint, unique
         self._seen = [(routes, list(routes)) for routes in seen]
@@ -146,8 +153,9 @@ def _walk(
             continue
         endpoint, app = getattr(route, "endpoint", None), getattr(route, "app", None)
         path = getattr(route, "path_format", None) if hasattr(route, "path_regex") else None
+        path = path if path is None else text_of(path)
         if endpoint is not None and path is not None:
-            yield _Template(endpoint, prefix + path, prefix_pattern + _pattern(route))
+            yield _template(endpoint, prefix + path, prefix_pattern + _pattern(route))
         elif hasattr(route, "host"):
             yield from _walk(_routes_of(app), prefix, prefix_pattern, seen, within)
         elif path is not None and path.endswith(_MOUNTED):
@@ -155,7 +163,7 @@ def _walk(
             mount_pattern = prefix_pattern + _pattern(route).removesuffix("/(?:.*)")
             yield from _walk(inner, prefix + path.removesuffix(_MOUNTED), mount_pattern, seen, within)
             if not inner:
-                yield _Template(app, prefix + path, prefix_pattern + _pattern(route))
+                yield _template(app, prefix + path, prefix_pattern + _pattern(route))
 
 
 def _pattern(route: Any) -> str:

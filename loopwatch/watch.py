@@ -19,6 +19,7 @@ from loopwatch.config import Config
 from loopwatch.failures import Failures, logger
 from loopwatch.hot import CORE, Stage, describe_core
 from loopwatch.listeners import Listeners
+from loopwatch.names import printable
 from loopwatch.probes import loops
 from loopwatch.probes.patch import Patch
 from loopwatch.probes.stalls import StallsProbe
@@ -323,6 +324,8 @@ class LoopWatch:
     def name_pool(self, pool: Any, name: str) -> None:
         """Name an executor, or an ``anyio.CapacityLimiter`` used for threads, in metrics and words. Any time.
 
+        What is not printable in ``name`` is written as an escape.
+
         Raises:
             TypeError: ``pool`` is neither.
             ValueError: ``name`` is empty or too long.
@@ -375,7 +378,7 @@ class LoopWatch:
 
     def _start_clock(self, loop: asyncio.AbstractEventLoop) -> None:
         clock = loops.choose(loop, self.config, self.failures)
-        kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
+        kind = printable(f"{type(loop).__module__}.{type(loop).__qualname__}")
         self.stage = Stage(self.failures.report, clock.note_step)
         clock.on_closed = lambda: self._stop_on(loop)
         clock.start(self.stage)

@@ -25,7 +25,7 @@ _MOST_PER_PERIOD = 20
 """Records in :data:`_AGAIN_SECONDS`, of all culprits together."""
 
 _MOST_CULPRITS = 1000
-_MOST_STACKS = 10
+_MOST_STACKS, _MOST_LINES = 10, 30
 _ADVISE_SECONDS = 3600.0
 _SAME_SECONDS = 0.05
 
@@ -61,7 +61,7 @@ class StallLog:
 
     def hear_pool_stall(self, stall: PoolStall) -> None:
         """Log a pool in which nothing ends, with the stacks of its threads."""
-        stacks = "".join(f"\n  thread {number}: {' > '.join(stack)}" for number, stack in _numbered(stall.stacks))
+        stacks = "".join(f"; thread {number}: {_written(stack)}" for number, stack in _numbered(stall.stacks))
         fields = {f"pool_{name}": getattr(stall, name) for name in ("duration", "limit", "queued", "remedy")}
         logger.warning("loopwatch: %s%s", stall, stacks, extra={**fields, "pool_name": stall.pool})
 
@@ -111,3 +111,9 @@ class StallLog:
 def _numbered(stacks: tuple[tuple[str, ...], ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Number the stacks, each that occurs several times once."""
     return enumerate(itertools.islice(dict.fromkeys(stacks), _MOST_STACKS), 1)
+
+
+def _written(stack: tuple[str, ...]) -> str:
+    """Return a stack in one line, of which the innermost are what matters."""
+    shown = stack[-_MOST_LINES:]
+    return " > ".join(shown if len(shown) == len(stack) else ("…", *shown))

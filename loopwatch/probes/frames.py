@@ -18,6 +18,7 @@ import sysconfig
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from loopwatch.names import LONGEST_PATH, printable
 from loopwatch.probes.stacks import frames_of
 from loopwatch.probes.variables import UNKNOWN, variable
 
@@ -113,7 +114,7 @@ class Sampler:
             if len(self._calls) >= _MOST_CALLS:
                 self._calls.clear()
             try:
-                found = call_in(at.frame, at.instruction)
+                found = printable(call_in(at.frame, at.instruction))
             except Exception:  # an odd source or an odd object: the line is known all the same
                 found = ""
             self._calls[place] = found
@@ -151,14 +152,20 @@ def is_app(code: CodeType) -> bool:
 
 
 def _line(at: _At) -> Line:
-    module = at.frame.f_globals.get("__name__", "?")
-    return Line(f"{module}:{at.code.co_qualname}", _shown(at.code.co_filename), at.lineno)
+    name = printable(f"{module_of(at.frame)}:{at.code.co_qualname}")
+    return Line(name, _shown(at.code.co_filename), at.lineno)
+
+
+def module_of(frame: FrameType) -> str:
+    """Return the name of the module whose code a frame runs, ``?`` where it has none that is a plain string."""
+    module = dict.get(frame.f_globals, "__name__")
+    return module if type(module) is str else "?"  # to ask another for one would run code of the app's
 
 
 def _shown(filename: str) -> str:
-    """Return a path as people write it: from the working directory, where it is below."""
+    """Return a path as people write it: from the working directory, where it is below, with slashes."""
     here = os.getcwd() + os.sep  # noqa: PTH109 # a string is wanted
-    return filename.removeprefix(here)
+    return printable(filename.removeprefix(here).replace(os.sep, "/"), LONGEST_PATH)
 
 
 def call_in(frame: FrameType, instruction: int) -> str:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from loopwatch.catalogue import LATENCY_BUCKETS
 from loopwatch.histogram import NANOSECONDS, bounds_in_nanoseconds, counted
 from loopwatch.hot import Member, Pool
+from loopwatch.names import printable
 from loopwatch.probes.frames import Sampler
 from loopwatch.probes.users import User, name_of, user_of
 from loopwatch.readings import PoolReading, PoolStall
@@ -240,7 +241,7 @@ class Pools:
                 f"name_pool needs an executor or an anyio.CapacityLimiter, got {source!r}. "
                 "Pass the object that your code gives to run_in_executor() or to_thread.run_sync()."
             )
-        self._given[source] = name
+        name = self._given[source] = printable(name, LONGEST_NAME)
         for default in (self._limiter, self._executor):
             if default is not None and default.has(source):
                 default.name = self._unique(name, but=default)
@@ -301,9 +302,7 @@ class Pools:
         if entry is None:
             if len(self._kinds) >= self._most:
                 return self._others()
-            entry = self._kinds[kind] = _Entry(
-                self._unique(kind.name[:LONGEST_NAME]), has_threads=not is_remote(source)
-            )
+            entry = self._kinds[kind] = _Entry(self._unique(kind.name), has_threads=not is_remote(source))
             if kind.name == _prefix(source):
                 self._prefixes[user] += 1
         return entry
@@ -315,7 +314,7 @@ class Pools:
         by_prefix = _Kind(sort, prefix)
         if prefix and (by_prefix in self._kinds or self._prefixes[user] < MOST_PREFIXES):
             return by_prefix
-        return _Kind(sort, f"{sort}:{user.function}", user.place)
+        return _Kind(sort, printable(f"{sort}:{user.function}", LONGEST_NAME), user.place)
 
     def _others(self) -> _Entry:
         if self._rest is None:
@@ -323,7 +322,7 @@ class Pools:
         return self._rest
 
     def _unique(self, name: str, but: _Entry | None = None) -> str:
-        taken = {entry.name for entry in self._all() if entry is not but}
+        taken = {OTHER, *(entry.name for entry in self._all() if entry is not but)}
         names = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
         return next(one for one in names if one not in taken)
 
@@ -368,7 +367,7 @@ def _sort(source: Any) -> str:
 
 def _prefix(source: Any) -> str:
     """Return the prefix that somebody chose for the names of an executor's threads, ``""`` if nobody did."""
-    prefix = str(getattr(source, "_thread_name_prefix", ""))
+    prefix = printable(getattr(source, "_thread_name_prefix", ""), LONGEST_NAME)
     return "" if is_remote(source) or _NUMBERED.fullmatch(prefix) else prefix
 
 

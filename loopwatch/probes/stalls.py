@@ -15,6 +15,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from loopwatch.histogram import NANOSECONDS
+from loopwatch.names import printable
 from loopwatch.probes.causes import Evidence, Witness, cause_between
 from loopwatch.probes.frames import Line, Sample, Sampler
 from loopwatch.probes.remedies import remedy_for
@@ -333,8 +334,8 @@ class StallsProbe:
     def _task_name(self) -> str | None:
         try:
             task: asyncio.Task[Any] | None = asyncio.current_task(self._loop)
-            return task.get_name() if task is not None else None
-        except RuntimeError:
+            return printable(task.get_name()) if task is not None else None
+        except Exception:  # there is no loop any more, or the task is of a class of the app's
             return None
 
     def _tell(self, now: int) -> None:

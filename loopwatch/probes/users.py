@@ -13,7 +13,8 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loopwatch.probes.frames import runs_a_loop
+from loopwatch.names import text_of
+from loopwatch.probes.frames import module_of, runs_a_loop
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -35,7 +36,7 @@ def user_of(kind: type, function: Any) -> User:
     """Return who uses an object of that type now, to run ``function``; that itself where nobody but a loop does."""
     frame = inspect.currentframe()
     while frame is not None and not runs_a_loop(frame.f_code):
-        module = str(frame.f_globals.get("__name__", "?"))
+        module = module_of(frame)
         if module.partition(".")[0] not in _PASS_WORK_ON:
             code = frame.f_code
             name = f"{module}.{code.co_qualname}"
@@ -49,9 +50,12 @@ def name_of(function: Any) -> str:
     """Return ``module.qualname`` of what a pool is given to run."""
     while isinstance(function, functools.partial):
         function = function.func
-    module = getattr(function, "__module__", None) or type(function).__module__
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return f"{module}.{name}"
+    try:
+        module = getattr(function, "__module__", None) or type(function).__module__
+        name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    except Exception:  # of the app's own code
+        return type.__repr__(type(function))
+    return f"{text_of(module)}.{text_of(name)}"
 
 
 _made: dict[tuple[str, str, int, frozenset[str]], bool] = {}

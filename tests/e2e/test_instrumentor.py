@@ -175,4 +175,4 @@ def test_what_fails_while_an_app_is_taken_is_logged_and_it_runs(instrumented, mo
 
     monkeypatch.setattr("loopwatch.instrumentor.install", fails)
     assert fetch(hello()).text == "hello"
-    assert "OSError failed: no. The app is not measured." in caplog.text
+    assert "OSError: no. The app is not measured." in caplog.text

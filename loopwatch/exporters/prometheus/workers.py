@@ -36,6 +36,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from loopwatch.failures import logger
+from loopwatch.names import described
 from loopwatch.readings import HistogramReading
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ class _FilesOfWorkers(Collector):
             if file not in self._named and len(self._named) < _MOST_NAMED:
                 self._named.add(file)
                 logger.warning(
-                    "loopwatch: pages lack what is in %r, as it cannot be read (%s: %s). "
-                    "Remove it once its worker has ended.", file, type(error).__name__, error,
+                    "loopwatch: pages lack what is in %r, as it cannot be read (%s). "
+                    "Remove it once its worker has ended.", file, described(error),
                 )  # fmt: skip
             return False
         return True
@@ -242,7 +243,9 @@ class Workers:
         except OSError as error:
             if bell is not None:
                 bell.close()
-            logger.debug("loopwatch: a scrape of another worker may see this one some seconds late (%s)", error)
+            logger.debug(
+                "loopwatch: a scrape of another worker may see this one some seconds late (%s)", described(error)
+            )
             return None
         bell.settimeout(WRITE_SECONDS)
         return bell
@@ -273,7 +276,7 @@ class Workers:
             if not self._is_lost:
                 self._is_lost = True
                 self._say(
-                    "metrics cannot be written to %s %r (%s: %s); pages are of one worker only until they can. "
+                    "metrics cannot be written to %s %r (%s); pages are of one worker only until they can. "
                     "Workers share a folder that is there before they start and that all may write to.", error,
                 )  # fmt: skip
             return False
@@ -286,7 +289,7 @@ class Workers:
         now = time.monotonic()
         if now - self._said_at >= _SAY_SECONDS:
             self._said_at = now
-            logger.warning(f"loopwatch: {text}", FOLDER, str(self._folder), type(error).__name__, error)
+            logger.warning(f"loopwatch: {text}", FOLDER, str(self._folder), described(error))
 
     def _ring(self) -> None:
         """Have all other workers write."""
