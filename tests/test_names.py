@@ -460,7 +460,7 @@ class Untold(asyncio.Task):
     """A task that cannot say what it is called."""
 
     def get_name(self):
-        raise RuntimeError
+        raise LookupError
 
 
 @pytest.mark.blocks
