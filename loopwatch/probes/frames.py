@@ -8,6 +8,7 @@ each place. Watcher thread.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import dis
 import inspect
 import linecache
@@ -164,8 +165,9 @@ def module_of(frame: FrameType) -> str:
 
 def _shown(filename: str) -> str:
     """Return a path as people write it: from the working directory, where it is below, with slashes."""
-    here = os.getcwd() + os.sep  # noqa: PTH109 # a string is wanted
-    return printable(filename.removeprefix(here).replace(os.sep, "/"), LONGEST_PATH)
+    with contextlib.suppress(OSError):  # that directory was removed
+        filename = filename.removeprefix(os.getcwd() + os.sep)  # noqa: PTH109 # a string is wanted
+    return printable(filename.replace(os.sep, "/"), LONGEST_PATH)
 
 
 def call_in(frame: FrameType, instruction: int) -> str:

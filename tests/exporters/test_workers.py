@@ -171,6 +171,25 @@ def test_a_worker_that_has_the_number_of_one_that_ended_adds_to_its_counters(tmp
     assert printed == "200 3.0\n"
 
 
+@pytest.mark.parametrize(
+    "lose", ["os.rmdir(FOLDER)", "os.symlink('workers', FOLDER / 'workers')"], ids=["removed", "in circles"]
+)
+def test_a_folder_that_leads_nowhere_is_no_failure_of_the_app(tmp_path, lose):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    printed, said = run_app(folder, f"""
+    global watched
+    os.chdir(FOLDER)
+    {lose}
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = "workers"
+    watched.watch.stop()
+    watched = loopwatch.LoopWatchMiddleware(app)
+    print(*await counted())
+""")  # fmt: skip
+    assert printed == "200 1.0\n"
+    assert "metrics cannot be written to" in said[-1]
+
+
 def test_no_file_is_left_half_done(tmp_path):
     """Neither by the thread that ends with the process, nor by a worker that is killed."""
     (tmp_path / f"loopwatch-00000000_{ended_process()}.partial").touch()

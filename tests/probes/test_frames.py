@@ -160,6 +160,14 @@ def test_what_a_library_does_is_blamed_on_the_line_that_called_it():
 
 
 @pytest.mark.contended
+def test_lines_are_named_where_the_working_directory_is_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    culprit = at(direct).culprit
+    assert (culprit.function, culprit.filename) == (f"{__name__}:direct", __file__)
+
+
+@pytest.mark.contended
 @pytest.mark.blocks
 def test_what_a_loop_does_for_a_coroutine_is_blamed_on_its_line():
     """Such work is done in a file that runs the loop, too."""

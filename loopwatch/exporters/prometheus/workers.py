@@ -117,7 +117,7 @@ class Workers:
 
     def __init__(self, gathering: Gathering, folder: pathlib.Path) -> None:
         self._gathering, self._folder = gathering, folder
-        self._name = f"loopwatch-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}"
+        self._name = f"loopwatch-{hashlib.sha256(os.fsencode(_resolved(folder))).hexdigest()[:16]}"
         self._written = _FilesOfWorkers(folder)
         self._users = 0
         self._writing = threading.Lock()
@@ -327,6 +327,13 @@ def _datagrams() -> socket.socket:
 
 
 _WORKERS: dict[pathlib.Path, Workers] = {}
+
+
+def _resolved(folder: pathlib.Path) -> pathlib.Path:
+    """Return the one path of a folder, as far as it can be found out: links may lead in circles."""
+    with contextlib.suppress(OSError, RuntimeError):
+        return folder.resolve()
+    return folder
 
 
 def workers_of(gathering: Gathering) -> Workers | None:
