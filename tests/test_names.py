@@ -41,7 +41,7 @@ from loopwatch.probes.pools import LONGEST_NAME, Pools
 from loopwatch.readings import PoolStall
 from loopwatch.routes import RouteTable
 from loopwatch.testing import block_loop
-from tests.hostile import NAMES, Speechless, is_a_line
+from tests.hostile import NAMES, Speechless, is_a_line, using
 from tests.only import only
 from tests.serving import LOOPS, ROOT
 from tests.spans import Spans, globally
@@ -271,7 +271,7 @@ async def evidence_of(name):
         executor._thread_name_prefix = "t"
         await with_name
         other._thread_name_prefix = ""
-        await loop.run_in_executor(other, called(name))
+        await using(name)(loop, other)
         await until(lambda: watch.failures.read().get("listener"), "the listener to fail")
         pages = {}
         for accept in PARSERS:
@@ -304,7 +304,7 @@ def test_a_page_has_each_name_once_and_is_whole(evidence, accept):
             for label, value in sample.labels.items():
                 values.setdefault(label, set()).add(value)
     assert values["http_route"] == {printable("/" + evidence.name), "_none"}
-    threads = f"threads:{printable(f'{evidence.name}.{evidence.name}', LONGEST_NAME)}"
+    threads = printable(f"threads:{evidence.name}.{evidence.name}", LONGEST_NAME)
     assert values["pool"] >= {printable(evidence.name, LONGEST_NAME), threads}
     assert all(map(str.isprintable, page.splitlines()))
     assert max(map(len, page.splitlines())) < 5 * LONGEST
@@ -369,7 +369,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 import loopwatch
-from tests.hostile import NAMES
+from tests.hostile import NAMES, using
 from tests.test_names import PARSERS, get
 
 async def answer(_):
@@ -381,10 +381,8 @@ async def main():
     for name in NAMES.values():
         await get(app, "/" + name)
         pools.append(ThreadPoolExecutor(1))
-        pools[-1]._thread_name_prefix = name
-        submitted = asyncio.get_running_loop().run_in_executor(pools[-1], abs, 1)
-        pools[-1]._thread_name_prefix = "t"
-        await submitted
+        pools[-1]._thread_name_prefix = ""
+        await using(name)(asyncio.get_running_loop(), pools[-1])
     pages = {accept: await get(app, "/metrics", accept) for accept in PARSERS}
     print(json.dumps({accept: (status, body.decode()) for accept, (status, body) in pages.items()}))
     for pool in pools:
@@ -416,7 +414,8 @@ def test_workers_agree_on_each_name_and_their_page_is_whole(tmp_path):
             for sample in samples
             if sample.name == "loopwatch_threadpool_run_duration_seconds_count"
         }
-        assert work.items() >= {printable(name, LONGEST_NAME): 2.0 for name in NAMES.values()}.items()
+        users = {printable(f"threads:{name}.{name}", LONGEST_NAME): 2.0 for name in NAMES.values()}
+        assert work.items() >= users.items()
 
 
 # --- names that are no strings
@@ -464,12 +463,17 @@ class OddName:
 )
 def test_a_pool_is_named_after_a_function_that_has_an_odd_name_or_none(function, name):
     pools, executor = Pools(5), ThreadPoolExecutor(1)
-    pools.of_executor(executor, function)
+
+    async def used_by_the_loop_alone():
+        asyncio.get_running_loop().call_soon(pools.of_executor, executor, function)
+
+    asyncio.run(used_by_the_loop_alone())
     assert only(pools.read()).pool == name
 
 
 def test_pools_of_any_name_stay_apart_from_the_one_for_the_others():
-    pools, executors = Pools(2), [ThreadPoolExecutor(1, thread_name_prefix="_other") for _ in range(3)]
+    pools = Pools(2)
+    executors = [ThreadPoolExecutor(1, thread_name_prefix=prefix) for prefix in ("first", "_other", "third")]
     pools.name(executors[0], "a\nb")
     for executor in executors:
         pools.of_executor(executor, abs)
