@@ -78,6 +78,8 @@ FILES, COPIES = amount_for(read_file), amount_for(lambda times: json.dumps(TABLE
 LETTERS = next(letters for letters in range(10, 40) if seconds_of(backtrack, letters) > COMPUTING_SECONDS * 0.7)
 FAN_OUT = 100
 
+client = httpx.AsyncClient(verify=False)  # the first one imports its transport: before the loop runs
+
 
 @contextlib.asynccontextmanager
 async def lifespan(app):
@@ -87,7 +89,7 @@ async def lifespan(app):
     deaf = signal.SIGINT, signal.SIG_IGN
     app.state.processes = ProcessPoolExecutor(1, initializer=signal.signal, initargs=deaf)
     await asyncio.get_running_loop().run_in_executor(app.state.processes, compute, 1)
-    async with httpx.AsyncClient(verify=False) as app.state.client:  # here, as the first one imports its transport
+    async with client:
         yield
     app.state.processes.shutdown()
     BIG_FILE.unlink(missing_ok=True)
@@ -129,16 +131,16 @@ if UPSTREAM:
 
     @app.get("/cure/http")
     async def http_cured():
-        return (await app.state.client.get(UPSTREAM, timeout=5)).status_code
+        return (await client.get(UPSTREAM, timeout=5)).status_code
 
-    async def fetch(client, number):
+    async def fetch(number):
         signature = hashlib.pbkdf2_hmac("sha256", b"secret", b"%d" % number, HASHES // FAN_OUT).hex()
         answer = await client.get(f"{UPSTREAM}/{number}", headers={"signature": signature}, timeout=20)
         return answer.status_code
 
     @app.get("/mistake/fanout")
     async def fan_out():
-        return await asyncio.gather(*(fetch(app.state.client, number) for number in range(FAN_OUT)))
+        return await asyncio.gather(*(fetch(number) for number in range(FAN_OUT)))
 
     @app.get("/cure/fanout")
     async def fan_out_cured():
@@ -146,7 +148,7 @@ if UPSTREAM:
 
         async def fetch_in_turn(number):
             async with few:
-                return await fetch(app.state.client, number)
+                return await fetch(number)
 
         return await asyncio.gather(*(fetch_in_turn(number) for number in range(FAN_OUT)))
 

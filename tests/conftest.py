@@ -36,6 +36,15 @@ def pytest_configure(config):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before items are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """Mark the uvloop variants of a test that is marked ``quick_on_asyncio`` as slow."""
+    for item in items:
+        chosen = item.name.partition("[")[2].removesuffix("]").split("-")
+        if "uvloop" in chosen and item.get_closest_marker("quick_on_asyncio"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_timeout_set_timer(item, settings):
     """Time a test out, and again and again until it ends."""

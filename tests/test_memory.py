@@ -18,6 +18,8 @@ from tests.requests import scope
 from tests.serving import LOOPS
 from tests.waiting import until
 
+pytestmark = pytest.mark.quick_on_asyncio
+
 SESSION = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
 
 FEWEST = 600

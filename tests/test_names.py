@@ -47,6 +47,8 @@ from tests.serving import LOOPS, ROOT
 from tests.spans import Spans, globally
 from tests.waiting import until
 
+pytestmark = pytest.mark.quick_on_asyncio
+
 STALL_SECONDS, BLOCKED_SECONDS = 0.03, 0.06
 TRIES = 20
 PARSERS = {

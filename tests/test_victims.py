@@ -22,7 +22,10 @@ from tests.requests import scope
 
 SECOND_NS = 1_000_000_000
 
-pytestmark = pytest.mark.contended  # who waits for the CPU holds the loop for longer, and is late
+pytestmark = [
+    pytest.mark.quick_on_asyncio,
+    pytest.mark.contended,  # who waits for the CPU holds the loop for longer, and is late
+]
 
 
 async def receive():

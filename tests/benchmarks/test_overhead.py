@@ -213,7 +213,7 @@ def test_command_that_fails_is_reported():
 
 
 @pytest.mark.blocks  # it reads its memory
-@pytest.mark.parametrize("total", [soak.LEAST, 1000, 1234])
+@pytest.mark.parametrize("total", [soak.LEAST, 1234, pytest.param(1000, marks=pytest.mark.slow)])
 def test_soak_serves_exactly_as_many_requests_as_it_prints(total, capsys):
     served = []
 

@@ -39,6 +39,7 @@ MOVED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", ["> 0.1", "> 0.5", "> 0.9", "> 10.0", "> 0.05", *MOVED])
 def test_the_unit_tests_notice_a_threshold_that_moves(promtool, threshold, tmp_path):
     """Twice and a half of each, one at a time."""

@@ -51,6 +51,7 @@ def test_the_quickstart_serves_its_metrics():
         assert 'http_route="/hello/{name}"' in app.get("/metrics").text
 
 
+@pytest.mark.quick_on_asyncio
 def test_each_mistake_is_told_from_the_right_way(loop_kind):
     """The least of three requests each: what the machine does meanwhile only adds."""
     with serve("02_mistakes:app", loop_kind, "--app-dir", "examples") as app:

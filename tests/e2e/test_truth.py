@@ -14,6 +14,8 @@ from loopwatch.catalogue import STATES
 from tests.quiet import QUIET_SECONDS
 from tests.serving import serve
 
+pytestmark = pytest.mark.quick_on_asyncio
+
 slow = pytest.mark.slow
 APP = "tests.apps.truth:app"
 TOLERANCE_SECONDS, TOLERANCE = 0.005, 0.05

@@ -33,6 +33,8 @@ from tests.serving import wait_until
 from tests.spans import Spans, client_of, globally
 from tests.waiting import until
 
+pytestmark = pytest.mark.quick_on_asyncio
+
 ON = Config(opentelemetry=True)
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}
 

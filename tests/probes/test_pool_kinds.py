@@ -27,6 +27,8 @@ from loopwatch import Config, LoopWatch
 from loopwatch.hot import Member
 from tests.waiting import blocking_until, until
 
+pytestmark = pytest.mark.quick_on_asyncio
+
 HERE = f"{__name__}."
 PATIENCE_SECONDS = 30
 MODULES = {Member.__module__, "loopwatch.probes.pools", "loopwatch.probes.users"}

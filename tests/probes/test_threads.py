@@ -28,7 +28,10 @@ from loopwatch.testing import burn_cpu
 from tests.requests import door_on, request_on, scope, times
 from tests.waiting import blocking_until, until
 
-pytestmark = pytest.mark.contended  # who waits for the CPU ends later, waits longer, and lets others wait
+pytestmark = [
+    pytest.mark.quick_on_asyncio,
+    pytest.mark.contended,  # who waits for the CPU ends later, waits longer, and lets others wait
+]
 
 SECONDS = 0.1
 SETTLED_SECONDS = 0.05
