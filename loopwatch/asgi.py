@@ -286,7 +286,8 @@ class LoopWatchMiddleware:
             else:
                 others = self.watch.others() if self.watch.loop is None else ()
                 watch = others[0] if others else self.watch
-                page = await _unless_gone(watch.prometheus.page(*accepts, query), receive)
+                rendering = asyncio.wrap_future(watch.prometheus.page(*accepts, query))
+                page = await _unless_gone(rendering, receive)
             if page is None:
                 return
             answer_headers, body = page

@@ -50,7 +50,8 @@ class Config:
     metrics_port: int | None = None
     """Port on which a thread serves the metrics too, so that a stuck loop can be scraped; ``None`` for none.
 
-    With several workers one of them has it, and another takes it when that one ends.
+    With several workers one of them has it, and another takes it when that one ends. At most 14 clients are served
+    at a time, each for half a minute at most.
     """
 
     metrics_host: str = "127.0.0.1"

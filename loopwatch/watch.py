@@ -121,7 +121,7 @@ class LoopWatch:
                 self.config.metrics_host,
                 self.config.metrics_port,
                 self.config.metrics_path or "/metrics",
-                self.prometheus.render,
+                self.prometheus.page,
                 lambda error: self.failures.report("metrics port", error, "metrics are not served there"),
             )
         self._opentelemetry: OpenTelemetryExporter | None = None

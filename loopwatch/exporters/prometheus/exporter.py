@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
-import queue
-import threading
 import time
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from loopwatch.exporters.prometheus.collector import Gathering
+from loopwatch.exporters.prometheus.pages import Page, Pages, Wish
 from loopwatch.exporters.prometheus.workers import workers_of
 from loopwatch.samples import samples_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from loopwatch.readings import Snapshot
     from loopwatch.samples import Samples
 
 
-class Page(NamedTuple):
-    """A rendered scrape: ASGI headers and the body."""
-
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-class _Wish(NamedTuple):
-    """What a scraper wants: those who want the same are given the same page."""
-
-    accept: str
-    is_zipped: bool
-    names: tuple[str, ...]
-
-
-class _Rendering:
-    """A page that is still to be rendered, for all who wait for it."""
-
-    def __init__(self, wish: _Wish) -> None:
-        self.wish = wish
-        self.page: Future[Page] = Future()
-        self.waiting: set[asyncio.Future[Page]] = set()
+_RENDER_SECONDS = 30.0
 
 
 class PrometheusExporter:
@@ -77,9 +54,7 @@ class PrometheusExporter:
     def _forget(self) -> None:
         self._cpu_seconds = 0.0
         self._joined = self._writes = False
-        self._rendering = threading.Lock()
-        self._renderings: queue.SimpleQueue[_Rendering | None] | None = None
-        self._wanted: dict[_Wish, _Rendering] = {}
+        self._pages = Pages(self._render)
 
     def cpu_times(self) -> dict[str, float]:
         """Return the CPU seconds of the threads that this started. Any thread."""
@@ -98,6 +73,7 @@ class PrometheusExporter:
         if not self._joined:
             self._gathering.join(self, self._registry)
             self._joined = True
+            self._pages.keep_thread()
             if self._workers is not None:
                 self._writes = self._workers.start()
 
@@ -108,9 +84,7 @@ class PrometheusExporter:
             if self._workers is not None:
                 self._workers.stop()
             self._gathering.leave(self, self._registry)
-        renderings, self._renderings = self._renderings, None
-        if renderings is not None:
-            renderings.put(None)
+            self._pages.release_thread()
 
     def read(self) -> Samples:
         """Return the samples of the watch; none where that fails: the app's own still render. Any thread."""
@@ -120,62 +94,34 @@ class PrometheusExporter:
             self._on_failure(error)
             return []
 
-    def page(self, accept: str, accept_encoding: str, query: str) -> asyncio.Future[Page]:
-        """Have the registry rendered for a scraper that sent these headers and this query string. Loop thread.
+    def page(self, accept: str, accept_encoding: str, query: str) -> Future[Page]:
+        """Return the page for a scraper that sent these headers and this query string. Any thread; does not wait.
 
-        Who asks for the same before its rendering begins is given the same page. Cancel what is returned where
-        nobody waits for it any more: if all have, nothing is rendered.
+        Scrapers that ask for the same before its rendering begins get the same page. Cancel it when the scraper is
+        gone: a page that nobody waits for is not rendered.
+
+        Raises:
+            OverflowError: too many requests wait: a collector hangs.
+            RuntimeError: no thread can be started.
+
         """
-        wish = _Wish(accept, gzip_accepted(accept_encoding), tuple(parse_qs(query).get("name[]", ())))
-        rendering = self._wanted.get(wish)
-        is_new = rendering is None
-        if rendering is None:
-            rendering = self._wanted[wish] = _Rendering(wish)
-        page = asyncio.shield(asyncio.wrap_future(rendering.page))
-        rendering.waiting.add(page)
-        page.add_done_callback(rendering.waiting.discard)
-        if is_new:
-            self._hand_over(rendering)
-        return page
-
-    def _hand_over(self, rendering: _Rendering) -> None:
-        """Have a page rendered by the thread, which is begun with the first and ends with :meth:`stop`."""
-        renderings = self._renderings
-        if renderings is None:
-            renderings = queue.SimpleQueue()
-            # Not one of an executor: the end of the process would wait for a collector of the app's that hangs.
-            threading.Thread(target=self._serve, args=(renderings,), name="loopwatch-scrape", daemon=True).start()
-            if self._joined:
-                self._renderings = renderings
-        renderings.put(rendering)
-        if renderings is not self._renderings:
-            renderings.put(None)
-
-    def _serve(self, renderings: queue.SimpleQueue[_Rendering | None]) -> None:
-        """Render one page after the other. A thread of its own."""
-        while (rendering := renderings.get()) is not None:
-            self._wanted.pop(rendering.wish, None)
-            if not rendering.waiting:
-                rendering.page.cancel()
-                continue
-            try:
-                page = self._render_one(rendering.wish)
-            except Exception as error:
-                rendering.page.set_exception(error)
-            else:
-                rendering.page.set_result(page)
-            del rendering  # nothing is kept of it until the next
+        names = tuple(parse_qs(query).get("name[]", ()))
+        return self._pages.request(Wish(accept, gzip_accepted(accept_encoding), names))
 
     def render(self, accept: str, accept_encoding: str, query: str) -> Page:
-        """Render the registry, one page at a time. Any thread but the loop's."""
-        names = tuple(parse_qs(query).get("name[]", ()))
-        return self._render_one(_Wish(accept, gzip_accepted(accept_encoding), names))
+        """Wait for :meth:`page` and return it. Any thread but the loop's, for half a minute at most.
 
-    def _render_one(self, wish: _Wish) -> Page:
-        with self._rendering:
-            return self._render(wish)
+        Raises:
+            TimeoutError: a collector hangs. The thread that waits may be one of the app's pool.
 
-    def _render(self, wish: _Wish) -> Page:
+        """
+        page = self.page(accept, accept_encoding, query)
+        try:
+            return page.result(_RENDER_SECONDS)
+        finally:
+            page.cancel()
+
+    def _render(self, wish: Wish) -> Page:
         cpu_before = time.thread_time()
         encode, content_type = choose_encoder(wish.accept)
         registry = (self._workers and self._workers.registry()) or self._registry
