@@ -61,6 +61,9 @@ _MOST_SEEN = 4
 _ROUTING_NS = NANOSECONDS
 """How long to wait for a request that stalled to be routed: what blocks in a middleware has no route yet."""
 
+_MOST_FAILED, _REST_SECONDS = 10, 60.0
+"""After so many looks in a row that failed, the next is a minute later."""
+
 _LATE_ENOUGH = 1 << 62
 """A time at which nothing is waited for."""
 
@@ -156,6 +159,7 @@ class StallsProbe:
         self._on_stall, self._on_long = on_stall, on_long
         self._each_second, self._next_second = each_second, 0
         self._on_closed = on_closed
+        self._held, self._pause = 0, self._interval
         self._sampler = Sampler()
         self._stopping = threading.Lock()  # held until then: waiting for one costs less than for an Event
         self._lookout: Any = None
@@ -206,38 +210,53 @@ class StallsProbe:
             thread.join(seconds)
 
     def _watch(self, witness: Witness) -> None:
-        pause, held = self._interval, 0
-        now = time.perf_counter_ns()
+        failed, ended = 0, False
+        while not ended:
+            try:
+                ended = self._wait_and_look(witness)
+                failed = 0
+            except Exception as error:
+                failed += 1
+                self._report(error)
+                self._stage.expect_nobody()
+                ended = self._stopping.acquire(timeout=self._interval if failed < _MOST_FAILED else _REST_SECONDS)
         try:
-            while True:
-                if self._lookout is not None and held < self._noticed_ns and not self._waiting:
-                    ended, due, asked = self._wait_in_the_lookout(witness, now)
-                else:
-                    due = asked = now + round(pause * NANOSECONDS)
-                    self._stage.expect_watcher(due)
-                    ended = self._stopping.acquire(timeout=pause)
-                if not ended and self._loop is not None and self._loop.is_closed():
-                    self._on_closed()
-                    ended = True
-                if ended:
-                    break
-                held = self._look(witness, due, asked)
-                pause = self._pause_after(held, pause)
-                now = time.perf_counter_ns()
-                if now >= self._next_second:
-                    self._next_second = now + NANOSECONDS
-                    self._each_second()
-                    now = time.perf_counter_ns()
-                self._stops.notice(now)
-                self.cpu_seconds = time.thread_time()
             now = time.perf_counter_ns()
             with contextlib.suppress(OSError):  # the loop's thread may have ended
                 self._look(witness, now, now)
             self._tell(_LATE_ENOUGH)
         except Exception as error:
-            self._failures.report("watcher", error, "stalls are no longer named")
+            self._report(error)
         finally:
             self._stage.expect_nobody()
+
+    def _wait_and_look(self, witness: Witness) -> bool:
+        """Wait until it is time for a look, and look; or return whether the loop has ended."""
+        now = time.perf_counter_ns()
+        if self._lookout is not None and self._held < self._noticed_ns and not self._waiting:
+            ended, due, asked = self._wait_in_the_lookout(witness, now)
+        else:
+            due = asked = now + round(self._pause * NANOSECONDS)
+            self._stage.expect_watcher(due)
+            ended = self._stopping.acquire(timeout=self._pause)
+        if not ended and self._loop is not None and self._loop.is_closed():
+            self._on_closed()
+            ended = True
+        if ended:
+            return True
+        self._held = self._look(witness, due, asked)
+        self._pause = self._pause_after(self._held, self._pause)
+        now = time.perf_counter_ns()
+        if now >= self._next_second:
+            self._next_second = now + NANOSECONDS
+            self._each_second()
+            now = time.perf_counter_ns()
+        self._stops.notice(now)
+        self.cpu_seconds = time.thread_time()
+        return False
+
+    def _report(self, error: Exception) -> None:
+        self._failures.report("watcher", error, "stalls may be missing, or lack their function and line")
 
     def _wait_in_the_lookout(self, witness: Witness, now: int) -> tuple[bool, int, int]:
         """Wait without the GIL for something to look at.
@@ -326,7 +345,11 @@ class StallsProbe:
 
     def _sample(self, period: _Period) -> None:
         holder = _Holder(self._stage.who(), self._task_name())  # at once: the loop's thread may go on
-        sample = self._sampler.sample(self._loop_thread)
+        try:
+            sample = self._sampler.sample(self._loop_thread)
+        except Exception as error:  # the stall is one all the same
+            self._report(error)
+            return
         if sample is not None:
             period.samples[sample] += 1
             period.holders[holder] += 1

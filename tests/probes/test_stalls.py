@@ -105,6 +105,44 @@ def test_a_stall_that_lasts_until_the_stop_is_told(run):
 
 @pytest.mark.contended
 @pytest.mark.blocks
+def test_a_stall_whose_line_cannot_be_found_is_a_stall_all_the_same(run, monkeypatch):
+    def fails(*_):
+        raise LookupError
+
+    monkeypatch.setattr(stalls.Sampler, "sample", fails)
+    stall = only(stalls_of(run, lambda: block_loop(0.3)))
+    assert (stall.function, stall.cause) == ("", "blocking")
+
+
+@pytest.mark.contended
+@pytest.mark.blocks
+def test_the_watcher_goes_on_after_looks_that_failed(run, monkeypatch):
+    """The first few at its usual pace; then it rests."""
+    look, looks, failing = stalls.StallsProbe._look, [], stalls._MOST_FAILED + 2
+
+    def fails_for_long(self, *its):
+        looks.append(its)
+        if len(looks) <= failing:
+            raise LookupError
+        return look(self, *its)
+
+    monkeypatch.setattr(stalls.StallsProbe, "_look", fails_for_long)
+    monkeypatch.setattr(stalls, "_REST_SECONDS", 0.05)
+
+    async def main():
+        async with LoopWatch() as watch:
+            await until(lambda: block_loop(0.02) and len(looks) > failing, "the watcher to look again")
+            block_loop(0.3)
+            await asyncio.sleep(0.15)
+        return watch
+
+    watch = run(main)
+    assert "block_loop" in only(watch.stalls).call
+    assert watch.failures.read() == {"watcher": failing}
+
+
+@pytest.mark.contended
+@pytest.mark.blocks
 def test_what_is_shorter_than_the_threshold_is_no_stall(run):
     assert stalls_of(run, lambda: block_loop(0.3), stall_seconds=0.36) == ()
     stall = only(stalls_of(run, lambda: block_loop(0.3), stall_seconds=0.24))
