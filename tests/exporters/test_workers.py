@@ -55,6 +55,12 @@ def run_app(folder, main, *before):
     return done.stdout, [line for line in done.stderr.splitlines() if "metrics are" in line or "cannot be" in line]
 
 
+WRITES_ALL_THE_TIME = """
+    from loopwatch.exporters.prometheus import workers
+    workers.WRITE_SECONDS, workers.Workers.stop = 0.001, lambda self: None
+"""
+"""The thread goes on until the process ends, in the middle of whatever it does."""
+
 LOST_AND_FOUND = """
     print(*await counted())
     shutil.rmtree(FOLDER)
@@ -94,7 +100,8 @@ def test_files_that_somebody_removes_are_there_again_with_the_next_page(tmp_path
 
 @pytest.mark.parametrize("folder", ["/no/such/folder", __file__])
 def test_an_app_starts_though_the_folder_cannot_be_used(folder):
-    printed, said = run_app(folder, "    print(*await counted())\n    print(*await counted())")
+    counted_twice = "    print(*await counted())\n    print(*await counted())"
+    printed, said = run_app(folder, WRITES_ALL_THE_TIME + counted_twice)
     assert printed.splitlines() == ["200 1.0", "200 2.0"]
     (line,) = said
     assert repr(folder) in line
@@ -193,16 +200,13 @@ def test_a_folder_that_leads_nowhere_is_no_failure_of_the_app(tmp_path, lose):
 def test_no_file_is_left_half_done(tmp_path):
     """Neither by the thread that ends with the process, nor by a worker that is killed."""
     (tmp_path / f"loopwatch-00000000_{ended_process()}.partial").touch()
-    run_app(tmp_path, """
-    from loopwatch.exporters.prometheus import workers
-    workers.WRITE_SECONDS = 0.001
+    run_app(tmp_path, WRITES_ALL_THE_TIME + """
     replace = pathlib.Path.replace
     def replace_slowly(*its):
         time.sleep(0.05)
         replace(*its)
     pathlib.Path.replace = replace_slowly
     print(*await counted())
-    asyncio.get_running_loop().close = lambda: None  # the thread goes on until the process ends
 """)  # fmt: skip
     assert list(tmp_path.iterdir())
     assert not list(tmp_path.glob("*.partial"))
@@ -218,7 +222,7 @@ def test_prometheus_client_reads_what_is_written(tmp_path):
     printed, _ = run_app(tmp_path, """
     await get("/")
     await asyncio.sleep(0.01)
-    watched.watch.prometheus._workers.write()
+    watched.watch.prometheus._workers._write_or_say_why()
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
     registry = CollectorRegistry()

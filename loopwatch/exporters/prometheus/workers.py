@@ -172,29 +172,30 @@ class Workers:
         registry.register(self._written)
         return registry
 
-    def write(self) -> None:
-        """Write what there is, and put away the gauges of workers that are dead.
+    def _write(self) -> None:
+        """Write what there is; with the lock.
 
         Raises:
             OSError: the folder is not there, cannot be written to, or is full.
 
         """
-        with self._writing:
-            if self._is_over:
-                return
-            files: dict[str, list[bytes]] = defaultdict(list)
-            for metric, samples in self._gathering.samples():
-                for attributes, value in samples:
-                    numbers = [*value.counts, value.sum] if isinstance(value, HistogramReading) else [value]
-                    entry = self._entry(metric, attributes, numbers)
-                    if metric.kind == "gauge":
-                        files[f"gauge_live{metric.together}"].append(entry)
-                    else:
-                        self._entries[metric, attributes] = entry
-            for (metric, _), entry in self._entries.items():  # what is not told any more is, all the same, counted
-                files[metric.kind].append(entry)
-            for kind in _KINDS:
-                self._replace(f"{kind}_{self._files}.db", b"".join(files[kind]))
+        files: dict[str, list[bytes]] = defaultdict(list)
+        for metric, samples in self._gathering.samples():
+            for attributes, value in samples:
+                numbers = [*value.counts, value.sum] if isinstance(value, HistogramReading) else [value]
+                entry = self._entry(metric, attributes, numbers)
+                if metric.kind == "gauge":
+                    files[f"gauge_live{metric.together}"].append(entry)
+                else:
+                    self._entries[metric, attributes] = entry
+        for (metric, _), entry in self._entries.items():  # what is not told any more is, all the same, counted
+            files[metric.kind].append(entry)
+        for kind in _KINDS:
+            self._replace(f"{kind}_{self._files}.db", b"".join(files[kind]))
+        self._put_away_the_dead()
+
+    def _put_away_the_dead(self) -> None:
+        """Remove what workers left that are dead: gauges, and files that were half done."""
         for process in self._processes("gauge_live*_*.db") | self._processes("loopwatch-*_*.partial"):
             if not _is_alive(process):
                 with contextlib.suppress(OSError):  # another worker does the same
@@ -224,10 +225,10 @@ class Workers:
 
     def _write_at_exit(self) -> None:
         if os.getpid() == self._process and self._entries:
-            with contextlib.suppress(Exception):  # nobody is left to hear of it
-                self.write()
-            # The thread ends with the process: it is not to begin a file that it would leave half done.
             with self._writing:
+                with contextlib.suppress(Exception):  # nobody is left to hear of it
+                    self._write()
+                # The thread ends with the process: it is not to begin a file that it would leave half done.
                 self._is_over = True
 
     # --- ringing at one another
@@ -270,20 +271,24 @@ class Workers:
             bell.close()
 
     def _write_or_say_why(self) -> bool:
-        try:
-            self.write()
-        except Exception as error:
-            if not self._is_lost:
-                self._is_lost = True
-                self._say(
-                    "metrics cannot be written to %s %r (%s); pages are of one worker only until they can. "
-                    "Workers share a folder that is there before they start and that all may write to.", error,
-                )  # fmt: skip
-            return False
-        if self._is_lost:
-            self._is_lost = False
+        error: Exception | None = None
+        with self._writing:  # so that only one thread sees that this is new
+            if self._is_over:
+                return False
+            was_lost = self._is_lost
+            try:
+                self._write()
+            except Exception as raised:
+                error = raised
+            self._is_lost = error is not None
+        if error is not None and not was_lost:
+            self._say(
+                "metrics cannot be written to %s %r (%s); pages are of one worker only until they can. "
+                "Workers share a folder that is there before they start and that all may write to.", error,
+            )  # fmt: skip
+        elif was_lost and error is None:
             logger.info("loopwatch: metrics are written to %r again", str(self._folder))
-        return True
+        return error is None
 
     def _say(self, text: str, error: Exception) -> None:
         now = time.monotonic()
