@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from loopwatch.exchange import WebSocketSession
@@ -36,8 +37,7 @@ def install(app: Any, config: Config | None = None) -> LoopWatch:
         RuntimeError: loopwatch is installed already, or the app has started.
 
     """
-    build = getattr(app, "build_middleware_stack", None)
-    if build is None:
+    if getattr(app, "build_middleware_stack", None) is None:
         raise TypeError(
             f"install() needs a Starlette or FastAPI app, got {type(app).__name__}. "
             "Wrap any other ASGI app: app = loopwatch.LoopWatchMiddleware(app)."
@@ -51,29 +51,34 @@ def install(app: Any, config: Config | None = None) -> LoopWatch:
         raise RuntimeError("The app has started already. Call install() before it serves its first request.")
     watch = LoopWatch(config)
     setattr(app, _INSTALLED, watch)
-    outermost = _Outermost(app, build, watch)
+    outermost = _Outermost(app, vars(app).get("build_middleware_stack"), watch)
     app.build_middleware_stack = outermost.build
     setattr(app, _OUTERMOST, outermost)
     return watch
 
 
 class _Outermost:
-    """Puts the middleware around each stack that an app is given: other tools build it again, or around ours."""
+    """Puts the middleware around each stack that an app is given: other tools build it again, or around ours.
 
-    def __init__(self, app: Any, build: Callable[[], ASGIApp], watch: LoopWatch) -> None:
-        self._app, self._build, self._watch = app, build, watch
+    ``own_build`` is the app's own ``build_middleware_stack``, ``None`` where the app has that of its class only.
+    """
+
+    def __init__(self, app: Any, own_build: Callable[[], ASGIApp] | None, watch: LoopWatch) -> None:
+        self._app, self._own_build, self._watch = app, own_build, watch
         self._built: ASGIApp | None = None
         self._middleware: LoopWatchMiddleware | None = None
         if not isinstance(vars(type(app)).get("middleware_stack"), _MiddlewareStack):
             type(app).middleware_stack = _MiddlewareStack()
 
-    def __reduce__(self) -> tuple[type[_Outermost], tuple[Any, Callable[[], ASGIApp], LoopWatch]]:
+    def __reduce__(self) -> tuple[type[_Outermost], tuple[Any, Callable[[], ASGIApp] | None, LoopWatch]]:
         """Copy or pickle the app's own parts, not the stack: another process needs the class attribute, too."""
-        return _Outermost, (self._app, self._build, self._watch)
+        return _Outermost, (self._app, self._own_build, self._watch)
 
     def build(self) -> ASGIApp:
         """Build the stack as the app does without loopwatch: tools that build around it expect that."""
-        self._built = self._build()
+        # The class is asked each time: a tool may replace its method, or put it back, after install().
+        build = self._own_build or functools.partial(type(self._app).build_middleware_stack, self._app)
+        self._built = build()
         return self._built
 
     def around(self, stack: ASGIApp) -> ASGIApp:

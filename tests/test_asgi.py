@@ -640,6 +640,33 @@ def test_an_app_is_measured_whoever_builds_its_stack_too(order, undone):
     assert app.middleware_stack is watch.door
 
 
+class Marked:
+    """A middleware that counts what passes."""
+
+    def __init__(self, app):
+        self.app, self.passed = app, 0
+
+    async def __call__(self, scope, receive, send):
+        self.passed += 1
+        await self.app(scope, receive, send)
+
+
+def test_a_tool_that_replaces_the_method_of_the_class_after_install_gets_in_and_out_again(monkeypatch):
+    app = hello_app()
+    watch = loopwatch.install(app)
+    with monkeypatch.context() as patched:
+        build = FastAPI.build_middleware_stack
+        patched.setattr(FastAPI, "build_middleware_stack", lambda app: Marked(build(app)))
+        fetch(app, "/hello/x")
+        marked = app.middleware_stack.app
+        assert isinstance(marked, Marked)
+        assert marked.passed == 1
+    app.middleware_stack = app.build_middleware_stack()
+    fetch(app, "/hello/x")
+    assert isinstance(app.middleware_stack.app, ServerErrorMiddleware)
+    assert watch.snapshot().route("/hello/{name}").requests == 2
+
+
 def test_a_stack_that_is_built_anew_leaves_requests_in_progress_and_is_measured_as_before():
     app, may_end = FastAPI(), asyncio.Event()
     watch = loopwatch.install(app)

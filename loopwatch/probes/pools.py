@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from loopwatch.catalogue import LATENCY_BUCKETS
 from loopwatch.histogram import NANOSECONDS, bounds_in_nanoseconds, counted
 from loopwatch.hot import Member, Pool
+from loopwatch.identity import WeakIdentityMap
 from loopwatch.names import printable
 from loopwatch.probes.frames import Sampler
 from loopwatch.probes.users import User, name_of, user_of
@@ -169,7 +170,7 @@ class Pools:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._given: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._given: WeakIdentityMap[str] = WeakIdentityMap()
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -190,7 +191,7 @@ class Pools:
         if limiter is None:
             return
         if self._limiter is None:
-            self._limiter = _Default(self._unique(self._given.get(limiter, DEFAULT_LIMITER)), limiter)
+            self._limiter = _Default(self._unique(self._given.get(limiter) or DEFAULT_LIMITER), limiter)
         self._limiter.follow(limiter)
 
     def end(self) -> None:

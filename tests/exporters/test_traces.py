@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import inspect
 import threading
 import time
@@ -628,6 +629,50 @@ def test_a_provider_that_is_set_after_the_start_is_found(run, make_late):
     with globally(None):
         asked, (span,), reading = run(main)
     agree(span, reading, asked)
+
+
+@dataclasses.dataclass
+class Replaceable(trace.TracerProvider):
+    """Leads to a provider of the SDK's that can be replaced, as Logfire's does; a dataclass cannot be hashed."""
+
+    behind: TracerProvider
+
+    def get_tracer(self, *arguments, **options):
+        return self.behind.get_tracer(*arguments, **options)
+
+    def add_span_processor(self, processor):
+        self.behind.add_span_processor(processor)
+
+    def replace(self, behind):
+        self.behind.shutdown()
+        self.behind = behind
+
+
+def test_a_provider_that_cannot_be_hashed_and_is_replaced_within_is_heard(run, monkeypatch):
+    monkeypatch.setattr(exporting, "IDLE_SECONDS", 0.05)
+    first, second = Spans(), Spans()
+    provider = Replaceable(first.provider)
+
+    watch = loopwatch.install(app := make_app(NO_TELEMETRY), ON)
+
+    @app.middleware("http")
+    async def make_span(request, call_next):
+        with trace.get_tracer("inside").start_as_current_span("request", kind=SpanKind.SERVER):
+            return await call_next(request)
+
+    async def main():
+        async with client_of(app) as client:
+            await client.get("/wait?seconds=0")
+            provider.replace(second.provider)
+            before = watch._traces._starts
+            await until(lambda: watch._traces._starts not in (None, before), "the new provider")
+            await client.get("/wait?seconds=0")
+        return await first.some(1), await second.some(1), watch.snapshot().dropped
+
+    with globally(provider):
+        (old,), (new,), dropped = run(main)
+    assert set(states(old)) == set(states(new)) == set(STATES)
+    assert dropped == {}
 
 
 @pytest.mark.parametrize("requests", [100, pytest.param(1000, marks=pytest.mark.slow)])

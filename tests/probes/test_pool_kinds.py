@@ -587,3 +587,28 @@ def test_a_watch_is_not_kept_by_the_executors_that_it_has_seen(run):
     gone = run(main)
     blocking_until(lambda: gc.collect() >= 0 and gone() is None, "the pools to be gone")
     executor.shutdown()
+
+
+class EqualExecutor(ThreadPoolExecutor):
+    """Equals every other one, so it cannot be hashed."""
+
+    def __eq__(self, other):
+        return isinstance(other, EqualExecutor)
+
+    __hash__ = None
+
+
+def test_executors_that_cannot_be_hashed_are_measured_and_named_singly(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with LoopWatch() as watch:
+            watch.name_pool(one, "one")
+            watch.name_pool(other, "other")
+            for executor in (one, one, other):
+                await loop.run_in_executor(executor, work)
+            return {name: pool.run_times.count for name, pool in named(watch).items()}, watch.snapshot().dropped
+
+    with EqualExecutor(1) as one, EqualExecutor(1) as other:
+        counted, dropped = run(main)
+    assert (counted["one"], counted["other"]) == (2, 1)
+    assert dropped == {}

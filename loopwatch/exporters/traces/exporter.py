@@ -234,6 +234,9 @@ class TraceExporter:
 
     def _listen(self) -> None:
         """Hear of the spans that the provider starts, once there is one that tells."""
+        if self._starts is not None and self._starts.is_shut_down:
+            self._starts.forget(self)
+            self._starts = None
         if self._starts is None:
             provider = self._provider or trace.get_tracer_provider()
             self._starts = SpanStarts.of(provider)

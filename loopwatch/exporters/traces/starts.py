@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-from weakref import WeakKeyDictionary
+
+from loopwatch.identity import WeakIdentityMap
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -24,11 +25,13 @@ class SpanStarts:
     It has the methods of the SDK's ``SpanProcessor`` and is none, so that OpenTelemetry's API alone will do.
     """
 
-    _known: ClassVar[WeakKeyDictionary[Any, SpanStarts]] = WeakKeyDictionary()
+    _known: ClassVar[WeakIdentityMap[SpanStarts]] = WeakIdentityMap()
     _asking: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self) -> None:
         self._exporters: tuple[Listener, ...] = ()
+        self.is_shut_down = False
+        """The provider was shut down. Logfire's goes on all the same, with another of the SDK's behind it."""
 
     @classmethod
     def of(cls, provider: Any) -> SpanStarts | None:
@@ -37,7 +40,7 @@ class SpanStarts:
             return None
         with cls._asking:
             starts = cls._known.get(provider)
-            if starts is None:
+            if starts is None or starts.is_shut_down:
                 starts = cls._known[provider] = cls()
                 provider.add_span_processor(starts)
         return starts
@@ -62,7 +65,8 @@ class SpanStarts:
         """Do nothing."""
 
     def shutdown(self) -> None:
-        """Do nothing."""
+        """Note that no more starts are heard of here."""
+        self.is_shut_down = True
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:  # noqa: ARG002 # the SDK's signature
         """Have nothing to flush."""
