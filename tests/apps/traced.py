@@ -1,7 +1,7 @@
 """One app with a tracer or a metrics tool of others, and with loopwatch or without it: prints what both have seen.
 
-``python -m tests.apps.traced TOOL STEP ...`` takes the steps in this order and prints one line of JSON. The steps of
-the tool are ``begin``, ``add`` and ``remove``; those of loopwatch ``import``, ``install``, ``middleware`` and
+``python -m tests.apps.traced TOOL STEP ...`` takes the steps in this order and prints one line of JSON. The steps
+of the tool are ``begin``, ``add`` and ``remove``; those of loopwatch ``import``, ``install``, ``middleware`` and
 ``wrap``; those of the app ``make``, ``start`` and ``ask``.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import json
 import logging
 import os
 import sys
 import time
+from typing import ClassVar
 
 PATHS = ("/items/1", "/in-thread", "/sub/inner/2", "/background", "/parts", "/nothing/3", "/fails", "/items/4")
 ROUTES = {"/items/{item}": 2} | dict.fromkeys(
@@ -75,7 +75,7 @@ def make_app():
 class Sentry:
     """``sentry_sdk.init()`` finds Starlette and FastAPI itself, and patches their classes."""
 
-    options = {}
+    options: ClassVar = {}
 
     def begin(self):
         import sentry_sdk
@@ -87,9 +87,7 @@ class Sentry:
             def capture_envelope(self, envelope):
                 seen.extend(item.payload.json for item in envelope.items if item.payload.json)
 
-        sentry_sdk.init(
-            dsn="http://key@127.0.0.1:1/1", transport=Kept, traces_sample_rate=1, **self.options
-        )
+        sentry_sdk.init(dsn="http://key@127.0.0.1:1/1", transport=Kept, traces_sample_rate=1, **self.options)
 
     def add(self, app):
         return app
@@ -101,7 +99,9 @@ class Sentry:
         found = []
         for event in self.seen:
             if "exception" in event:
-                found += [f"{event.get('transaction')} raised {one['type']}" for one in event["exception"]["values"]]
+                found += [
+                    f"{event.get('transaction')} raised {one['type']}" for one in event["exception"]["values"]
+                ]
             if "spans" in event:
                 name, context = event["transaction"], event["contexts"]["trace"]
                 found.append(f"{name} {event['transaction_info']} {context['op']} {context.get('status')}")
@@ -134,7 +134,7 @@ class SentryMiddlewareSpans(Sentry):
 class SentryMiddleware(Sentry):
     """Its ASGI middleware alone, as any ASGI app has it."""
 
-    options = {"auto_enabling_integrations": False}
+    options: ClassVar = {"auto_enabling_integrations": False}
 
     def add(self, app):
         from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
@@ -146,7 +146,7 @@ class SentryMiddleware(Sentry):
 class SentryAround(Sentry):
     """Its ASGI middleware around the app."""
 
-    options = {"auto_enabling_integrations": False}
+    options: ClassVar = {"auto_enabling_integrations": False}
 
     def add(self, app):
         from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
@@ -265,7 +265,7 @@ class Elastic:
 class Datadog:
     """Patches FastAPI's classes; what a tracer of its own would send is kept."""
 
-    environ = {
+    environ: ClassVar = {
         "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false", "DD_REMOTE_CONFIGURATION_ENABLED": "false",
         "DD_TRACE_STARTUP_LOGS": "false", "DD_AGENT_HOST": "127.0.0.1", "DD_CRASHTRACKING_ENABLED": "false",
     }  # fmt: skip
@@ -329,7 +329,9 @@ class NewRelic:
     """Replaces what modules have as they are imported; its developer mode sends nothing."""
 
     def begin(self):
-        os.environ.update(NEW_RELIC_DEVELOPER_MODE="true", NEW_RELIC_LICENSE_KEY="x" * 40, NEW_RELIC_APP_NAME="traced")
+        os.environ.update(
+            NEW_RELIC_DEVELOPER_MODE="true", NEW_RELIC_LICENSE_KEY="x" * 40, NEW_RELIC_APP_NAME="traced"
+        )
         os.environ.update(NEW_RELIC_MONITOR_MODE="true", NEW_RELIC_LOG="stderr", NEW_RELIC_LOG_LEVEL="warning")
         import newrelic.agent
         from newrelic.core.application import Application
@@ -425,8 +427,9 @@ class StarletteExporter:
 TOOLS = {
     "sentry": Sentry, "sentry-middleware-spans": SentryMiddlewareSpans, "sentry-middleware": SentryMiddleware,
     "sentry-around": SentryAround, "logfire": Logfire, "logfire-starlette": LogfireStarlette,
-    "logfire-around": LogfireAround, "elastic": Elastic, "datadog": Datadog, "datadog-middleware": DatadogMiddleware,
-    "newrelic": NewRelic, "newrelic-around": NewRelicAround, "instrumentator": Instrumentator,
+    "logfire-around": LogfireAround, "elastic": Elastic, "datadog": Datadog,
+    "datadog-middleware": DatadogMiddleware, "newrelic": NewRelic, "newrelic-around": NewRelicAround,
+    "instrumentator": Instrumentator,
     "instrumentator-without-page": InstrumentatorWithoutPage, "starlette-exporter": StarletteExporter,
 }  # fmt: skip
 
