@@ -83,7 +83,7 @@ def check_variants(plan: Plan) -> None:
             worker.end()
     if reasons:
         found = "".join(f"\n  {variant}: {reason}" for variant, reason in reasons.items())
-        raise BenchmarkError(f"Nothing was measured, as these variants do not run:{found}\nSee --variants.")
+        raise BenchmarkError(f"Nothing was measured, as these variants do not run:{found}\nSee --help.")
 
 
 def options_of(arguments: list[str] | None) -> tuple[Plan, list[str], pathlib.Path | None]:

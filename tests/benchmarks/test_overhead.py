@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
 
 import pytest
 
-from benchmarks import children, overhead, paired, soak
+from benchmarks import children, overhead, paired
 from benchmarks.plan import Plan, Progress, cell
 
 
@@ -210,23 +209,3 @@ def test_command_that_takes_too_long_is_ended():
 def test_command_that_fails_is_reported():
     with pytest.raises(children.BenchmarkError, match=r"'bare': false failed with 1"):
         children.output_of(["false"], "bare", 30)
-
-
-@pytest.mark.blocks  # it reads its memory
-@pytest.mark.parametrize("total", [soak.LEAST, 1234, pytest.param(1000, marks=pytest.mark.slow)])
-def test_soak_serves_exactly_as_many_requests_as_it_prints(total, capsys):
-    served = []
-
-    async def app(scope, _receive, _send):
-        served.append(scope["path"])
-
-    asyncio.run(soak.soak(app, total))
-    assert len(served) == total
-    assert served.count("/def/7") >= total // 20
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{total:>9} requests: ")
-
-
-def test_soak_refuses_fewer_requests_than_it_has_steps(capsys):
-    with pytest.raises(SystemExit):
-        soak.main(["--requests", "199"])
-    assert "--requests must be at least 200, got 199" in capsys.readouterr().err

@@ -25,6 +25,7 @@ BENCH = [sys.executable, "-m", "benchmarks.overhead"]
 ONE_ROUND = ["--rounds", "1", "--in-flight", "1", "--loops", "asyncio"]
 SMALL = [*ONE_ROUND, "--quick"]
 ENDLESS = ["--rounds", "1000", *SMALL[2:]]
+LONG_SOAK = ["--requests", "50000"]  # its first line comes after a twentieth
 OURS = "compiled" if importlib.util.find_spec("loopwatch._core") else "pure"
 FASTEST = f"bare,{OURS}"
 
@@ -163,18 +164,20 @@ def test_bench_does_not_measure_the_plain_core_as_the_compiled_one(variant, with
 
 def test_soak():
     done = command(sys.executable, "-m", "benchmarks.soak", "--requests", "1000", "--variant", OURS)
-    *_, last, grown = done.stdout.splitlines()
-    assert last.startswith("     1000 requests: ")
-    assert re.fullmatch(r"grown by -?\d+ KB after the first tenth", grown)
+    assert done.stderr == ""
+    *_, last, summary, verdict = done.stdout.splitlines()
+    assert last.startswith(f"{OURS}:     1000 requests, ")
+    assert re.match(rf"{OURS}: 1000 sent, \d+ answered, 50 left, \d+ cut by a kill, 0 failed; ", summary)
+    assert verdict == "All holds."
+    for event in ("folder lost", "folder back", *["worker killed"] * 3):
+        assert event in done.stdout
 
 
 def test_soak_does_not_serve_the_plain_core_as_the_compiled_one(without):
     soak = [sys.executable, "-m", "benchmarks.soak", "--requests", "1000"]
     done = command(*soak, env=without("loopwatch._core"), code=1)
-    assert (done.stdout, done.stderr.partition(".")[0]) == (
-        "",
-        "compiled needs the compiled core, which is not built here",
-    )
+    assert done.stdout == ""
+    assert "  compiled: compiled needs the compiled core, which is not built here." in done.stderr
     command(*soak, "--variant", "pure")  # whatever core this environment chooses
 
 
@@ -268,8 +271,12 @@ def endless(tmp_path):
             out, err = tmp_path / "out", tmp_path / "err"
             # A shell that runs the tests in the background has them ignore Ctrl-C, and all that they start.
             arguments = ["env", "--default-signal=INT,TERM,HUP", *BENCH, *ENDLESS, "--parts", part, "--variants"]
+            if part == "soak":
+                arguments = [*arguments[:2], sys.executable, "-m", "benchmarks.soak", *LONG_SOAK, "--variant"]
             with out.open("w") as stdout, err.open("w") as stderr:
-                process = subprocess.Popen([*arguments, FASTEST], cwd=ROOT, stdout=stdout, stderr=stderr)
+                process = subprocess.Popen(
+                    [*arguments, OURS if part == "soak" else FASTEST], cwd=ROOT, stdout=stdout, stderr=stderr
+                )
             stack.callback(stop, process)
             return Running(process, out, err)
 
@@ -304,6 +311,28 @@ def test_interrupted_bench_prints_what_it_has_and_leaves_no_process(part, number
     assert list(columns) == headings
     assert all(float(cells[overhead.VARIANTS[OURS]].split()[0]) > 0 for cells in columns.values())
     assert bench.printed.endswith(f"Interrupted by {number.name}. The table holds the rounds that were finished.\n")
+
+
+def descendants(pid):
+    """Return the processes that a process has started, and those that these have."""
+    found = []
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [int(child), *descendants(child)]
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_soak_leaves_no_process(number, endless):
+    soak = endless("soak")
+    wait_until(lambda: " requests, " in soak.table, f"the first line; it printed {soak.printed}", 60)
+    started = descendants(soak.process.pid)
+    assert len(started) > 2  # a supervisor and its workers
+    soak.process.send_signal(number)
+    assert soak.wait_for_end() == 128 + number
+    assert [pid for pid in started if is_there(pid)] == []
+    assert soak.printed == f"Interrupted by {number.name}. The lines above hold what was measured.\n"
 
 
 def test_bench_that_is_interrupted_before_the_first_round_says_that_it_has_nothing(endless):
