@@ -319,6 +319,21 @@ def test_opentelemetrys_span_processors_have_the_methods_that_ours_has():
         assert list(inspect.signature(getattr(SpanProcessor, name)).parameters) == list(ours)
 
 
+def test_a_provider_of_opentelemetrys_sdk_that_is_shut_down_says_so_to_its_processors():
+    provider = TracerProvider(shutdown_on_exit=False)
+    starts = SpanStarts.of(provider)
+    assert not starts.is_shut_down
+    provider.shutdown()
+    assert starts.is_shut_down
+    assert SpanStarts.of(provider) is not starts
+
+
+def test_starlettes_stack_is_built_by_a_method_of_the_class():
+    for app in (Starlette(), FastAPI()):
+        assert callable(type(app).build_middleware_stack)
+        assert "build_middleware_stack" not in vars(app)
+
+
 def test_values_can_be_added_to_the_aggregations_of_opentelemetrys_sdk():
     assert adding_works()
 
