@@ -6,6 +6,7 @@ from loopwatch.config import Config
 from loopwatch.readings import (
     Advice,
     HistogramReading,
+    Hold,
     LoopReading,
     PoolReading,
     PoolStall,
@@ -19,6 +20,7 @@ __all__ = [
     "Advice",
     "Config",
     "HistogramReading",
+    "Hold",
     "LoopReading",
     "LoopWatch",
     "LoopWatchMiddleware",

@@ -190,6 +190,6 @@ cdef extern from *:
 
 # Globals that each step asks for: a C variable each, instead of a search in the module's dictionary.
 cdef long long NEVER, SHORT_NS, FRESH_NS, LONG_NS, WAITED_NS, SHORT_PERIOD_NS, OVERDUE_NS, PATIENCE_NS
-cdef long long LAST_PART, HOLDERS, MOST_TIMERS, MOST_TOLD, SUBMITTED, HELD, LEFT, OVER, UNKNOWN
+cdef long long LAST_PART, STEPS, HOLDERS, MOST_TIMERS, MOST_TOLD, SUBMITTED, HELD, LEFT, OVER, UNKNOWN
 cdef object AT_ONCE, NOT_BOOKED, DONE, RAISED, NO_MORE_STEPS, CoroutineType
 cdef list IN_USE

@@ -118,7 +118,7 @@ LOOP_STALL_TIME = Metric(
     "loopwatch.loop.stall.time",
     "counter",
     "s",
-    "Time in stalls, by the request that held the event loop; _none where it was none.",
+    "Time in stalls, by the requests that held the event loop, each for its own time; _none where nobody knows.",
     (ROUTE, METHOD, "cause"),
 )
 LOOP_HEARTBEAT_TIME = Metric(

@@ -157,8 +157,11 @@ WAY_SECONDS = 50e-6
 PATIENCE_NS = 1_000_000
 """After this time, and then after twice as long each time, it does so again if nothing is heard of the watcher."""
 
+STEPS = 256
+"""How many long steps are remembered, to find who held the loop."""
+
 HOLDERS = 64
-"""How many long steps are remembered, to find who made a request wait."""
+"""How many of these one request remembers that it waited for."""
 
 MOST_TIMERS = 16
 """How many pending timers of one request are remembered."""
@@ -435,10 +438,14 @@ class Stage:
             "steps", error, "a request's waiting may be in the wrong state, or lack its victim or blocker"
         )
 
+    def long_steps(self) -> list[tuple[int, int, int, Any]]:
+        """Return the latest long steps: when each began and ended, its CPU time, and whose it was. Any thread."""
+        return self.holders.copy()
+
     def blockers(self, start: cython.longlong, end: cython.longlong) -> list:
         """Return (request, nanoseconds) for each long step that held the loop between two instants."""
         found = []
-        for held_from, held_to, request in reversed(self.holders):
+        for held_from, held_to, _, request in reversed(self.holders):
             if held_to <= start:
                 break  # as have all that ended before it
             overlap = min(held_to, end) - max(held_from, start)
@@ -1337,19 +1344,19 @@ class Request:
             stage._cpu_at = now
             stage._spent = 0
             if wall >= LONG_NS:
-                self._tell_long_step(now, wall)
+                self._tell_long_step(now, wall, cpu)
         self._mark = now
         if self._background is not None and not self._open:
             self._pour(self._background._background)
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def _tell_long_step(self, now: cython.longlong, wall: cython.longlong) -> cython.int:
+    def _tell_long_step(self, now: cython.longlong, wall: cython.longlong, cpu: cython.longlong) -> cython.int:
         stage: Stage = self.stage
         try:
-            if len(stage.holders) >= HOLDERS:
-                del stage.holders[: HOLDERS // 2]
-            stage.holders.append((now - wall, now, self))
+            if len(stage.holders) >= STEPS:
+                del stage.holders[: STEPS // 2]
+            stage.holders.append((now - wall, now, cpu, self))
             stage._held_to = now
             if stage.on_long_step is not None:
                 stage.on_long_step(wall)

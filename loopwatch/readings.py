@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,14 +251,14 @@ class PoolStall:
 
 
 @dataclass(frozen=True, slots=True)
-class Stall:
-    """One uninterrupted busy period of the loop, longer than ``Config.stall_seconds``.
+class Hold:
+    """One uninterrupted stretch of a stall in which one request, task or callback had the loop.
 
     ``started_at`` is Unix seconds, ``duration`` seconds. ``route`` and ``method`` are those of the request that
     held the loop, ``task`` is the name of the task that did; each is ``None`` where there was none. ``function``
     (``module:qualname``), ``filename`` and ``lineno`` say where: the innermost line of the app's own code, and
-    ``call`` what that line was calling. ``stack`` is the stack, outermost first. ``cause`` is one of
-    ``catalogue.CAUSES``; ``remedy`` says what to do about it.
+    ``call`` what that line was calling; they are empty where it was not seen. ``stack`` is the stack, outermost
+    first. ``cause`` is one of ``catalogue.CAUSES``; ``remedy`` says what to do about it.
     """
 
     started_at: float
@@ -297,6 +298,27 @@ class Stall:
             "gc": "collecting garbage",
         }.get(self.cause, f"calling {self.call}, cause unknown" if self.call else "cause unknown")
         return f"held the event loop for {self.duration * 1000:.0f} ms in {place}, {why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stall(Hold):
+    """One uninterrupted busy period of the loop, longer than ``Config.stall_seconds``.
+
+    ``started_at`` and ``duration`` are its own. It consists of one or more ``holds``, here longest first; the other
+    fields are those of the longest. Time of which nothing is known is in no hold.
+    """
+
+    holds: tuple[Hold, ...] = ()
+
+    @classmethod
+    def of(cls, started_at: float, duration: float, holds: Sequence[Hold]) -> Self:
+        """Return a stall of one or more holds, the longest first."""
+        longest = {field.name: getattr(holds[0], field.name) for field in fields(Hold)}
+        return cls(**longest | {"started_at": started_at, "duration": duration, "holds": tuple(holds)})
+
+    def __str__(self) -> str:
+        """Say it in one sentence for each hold."""
+        return "; ".join(map(str, self.holds))
 
 
 @dataclass(frozen=True, slots=True)

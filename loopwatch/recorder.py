@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from loopwatch.catalogue import LATENCY_BUCKETS, METHOD, OTHERS, PHASES, ROUTE, STATES
+from loopwatch.catalogue import CAUSE_UNKNOWN, LATENCY_BUCKETS, METHOD, OTHERS, PHASES, ROUTE, STATES
 from loopwatch.histogram import NANOSECONDS, bounds_in_nanoseconds, counted
 from loopwatch.hot import Account
 from loopwatch.readings import HistogramReading, RouteReading
@@ -82,8 +82,14 @@ class Recorder:
         one = HistogramReading(LATENCY_BUCKETS, tuple(counts), stall.duration, stall.duration)
         known = self._stalls.get(stall.cause)
         self._stalls[stall.cause] = one if known is None else known + one
-        key = stall.route or NO_REQUEST, stall.method or NO_REQUEST, stall.cause
-        self._stall_times[key] = self._stall_times.get(key, 0.0) + stall.duration
+        for hold in stall.holds:
+            self._add_stall_time((hold.route or NO_REQUEST, hold.method or NO_REQUEST, hold.cause), hold.duration)
+        unknown = stall.duration - sum(hold.duration for hold in stall.holds)
+        if unknown > 0:
+            self._add_stall_time((NO_REQUEST, NO_REQUEST, CAUSE_UNKNOWN), unknown)
+
+    def _add_stall_time(self, key: tuple[str, str, str], seconds: float) -> None:
+        self._stall_times[key] = self._stall_times.get(key, 0.0) + seconds
 
     def read_stalls(self) -> tuple[dict[str, HistogramReading], dict[tuple[str, str, str], float]]:
         """Return a histogram for each cause, and seconds by route, method and cause. Any thread."""

@@ -47,6 +47,9 @@ MOST_STALLS = 100
 _LAST_WORDS_SECONDS = 0.5
 """How long to wait, where nobody has to, for the stall that was the last thing a loop did to be told."""
 
+_CULPRIT = 0.5
+"""The share of ``Config.stall_seconds`` from which on a hold of a stall is logged."""
+
 _SHORTLY_SECONDS = 0.001
 
 _EVERYONE: weakref.WeakSet[LoopWatch] = weakref.WeakSet()
@@ -136,7 +139,7 @@ class LoopWatch:
         self._stalls: StallsProbe | None = None
         self._ending: StallsProbe | None = None
         self._recent: deque[Stall] = deque(maxlen=MOST_STALLS)
-        self._log = StallLog()
+        self._log = StallLog(self.config.stall_seconds * _CULPRIT)
         self._listeners = Listeners(self.failures)
         if self._traces is not None:
             self._listeners.add(Stall, self._traces.hear)  # first: it never blocks

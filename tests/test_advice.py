@@ -80,7 +80,7 @@ def test_pools_are_judged_each_minute_by_the_last_hour_at_most():
 def test_a_pool_is_advised_on_in_the_log_once_an_hour(caplog):
     caplog.set_level(logging.WARNING, "loopwatch")
     now = [0.0]
-    log = StallLog(clock=lambda: now[0])
+    log = StallLog(0.05, clock=lambda: now[0])
     for minute in range(61):
         now[0] = 60.0 * minute
         log.hear_advice(Advice("anyio", 40, 80, "too small"))

@@ -561,7 +561,7 @@ def test_what_clients_send_gets_one_label_and_nothing_of_it_is_kept(run):
 def test_a_stuck_pool_is_one_line_of_the_log_with_the_innermost_lines_of_each_stack():
     stacks = [tuple(str(Line(f"app:f{number}", "app.py", number)) for number in range(depth)) for depth in (3, 100)]
     with kept_log() as records:
-        StallLog().hear_pool_stall(PoolStall("a", 1.0, 10.0, 2, 5, 2, 0, (("app:f", 2),), tuple(stacks)))
+        StallLog(0.05).hear_pool_stall(PoolStall("a", 1.0, 10.0, 2, 5, 2, 0, (("app:f", 2),), tuple(stacks)))
     text = only(records).getMessage()
     assert is_a_line(text)
     assert "; thread 1: app:f0 (app.py:0) > app:f1 (app.py:1) > app:f2 (app.py:2); thread 2: … > app:f70" in text

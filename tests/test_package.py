@@ -8,8 +8,8 @@ import sys
 import loopwatch
 
 PUBLIC = {
-    "Advice", "Config", "HistogramReading", "LoopReading", "LoopWatch", "LoopWatchMiddleware", "PoolReading",
-    "PoolStall", "RouteReading", "Snapshot", "Stall", "__version__", "install",
+    "Advice", "Config", "HistogramReading", "Hold", "LoopReading", "LoopWatch", "LoopWatchMiddleware",
+    "PoolReading", "PoolStall", "RouteReading", "Snapshot", "Stall", "__version__", "install",
 }  # fmt: skip
 
 PURITY = """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from loopwatch.readings import Advice, PoolStall, Stall
+    from loopwatch.readings import Advice, Hold, PoolStall, Stall
 
 _AGAIN_SECONDS = 60.0
 """After this long a culprit is named again."""
@@ -37,27 +37,33 @@ logger = logging.getLogger("loopwatch")
 @dataclass
 class _Culprit:
     logged_at: float
-    started_at: float
     held_back: int = 0
 
 
 class StallLog:
-    """Writes stalls to logger ``loopwatch`` as warnings, their fields as ``extra``: ``stall_route`` and so on."""
+    """Writes stalls to logger ``loopwatch`` as warnings, their fields as ``extra``: ``stall_route`` and so on.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    A stall has a record for its longest hold, and for each other of at least ``least_seconds``.
+    """
+
+    def __init__(self, least_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._least, self._clock = least_seconds, clock
         self._culprits: dict[tuple[str | None, ...], _Culprit] = {}
+        self._early: tuple[float, Hold] | None = None
         self._period = (float("-inf"), 0)
         self._held_back = 0
         self._advised: dict[str, float] = {}
 
     def hear(self, stall: Stall) -> None:
         """Log a stall that has ended."""
-        self._log(stall, str(stall))
+        for number, hold in enumerate(stall.holds):
+            if (number == 0 or hold.duration >= self._least) and not self._was_early(stall, hold):
+                self._log(hold, str(hold))
 
     def hear_early(self, stall: Stall) -> None:
-        """Log a stall that still lasts; its end is not logged again."""
-        self._log(stall, f"{stall} (and still does)")
+        """Log a stall that still lasts; who has held the loop for the longest is not logged again at its end."""
+        self._early = stall.started_at, stall.holds[0]
+        self._log(stall.holds[0], f"{stall.holds[0]} (and still does)")
 
     def hear_pool_stall(self, stall: PoolStall) -> None:
         """Log a pool in which nothing ends, with the stacks of its threads."""
@@ -74,12 +80,19 @@ class StallLog:
         fields = {"pool_name": advice.pool, "pool_limit": advice.limit, "pool_suggested": advice.suggested}
         logger.warning("loopwatch: %s", advice, extra=fields)
 
-    def _log(self, stall: Stall, text: str) -> None:
+    def _was_early(self, stall: Stall, hold: Hold) -> bool:
+        """Tell whether a hold was logged while it lasted. Its line may have changed since."""
+        if self._early is None:
+            return False
+        started_at, early = self._early
+        return abs(started_at - stall.started_at) < _SAME_SECONDS and (hold.route, hold.method, hold.task) == (
+            early.route, early.method, early.task
+        )  # fmt: skip
+
+    def _log(self, hold: Hold, text: str) -> None:
         now = self._clock()
-        key = stall.route, stall.method, stall.function, stall.call, stall.cause
+        key = hold.route, hold.method, hold.function
         known = self._culprits.get(key)
-        if known is not None and abs(known.started_at - stall.started_at) < _SAME_SECONDS:
-            return
         if not self._may_log(known, now):
             if known is not None:
                 known.held_back += 1
@@ -89,13 +102,13 @@ class StallLog:
         held_back = known.held_back if known is not None else 0
         if len(self._culprits) >= _MOST_CULPRITS:
             self._culprits.clear()
-        self._culprits[key] = _Culprit(now, stall.started_at)
+        self._culprits[key] = _Culprit(now)
         if held_back:
             text += f" [{held_back} more like it since it was last logged]"
         if self._held_back:
             text += f" [{self._held_back} stalls of other culprits were not logged]"
             self._held_back = 0
-        fields = {f"stall_{name}": getattr(stall, name) for name in _FIELDS}
+        fields = {f"stall_{name}": getattr(hold, name) for name in _FIELDS}
         logger.warning("loopwatch: %s", text, extra={**fields, "stall_held_back": held_back})
 
     def _may_log(self, known: _Culprit | None, now: float) -> bool:

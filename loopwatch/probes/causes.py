@@ -221,9 +221,23 @@ def cause_between(  # noqa: PLR0911 # one cause after the other, the surest firs
     asleep = 1 - cpu - (queued or 0.0)
     if asleep >= _MOST:
         return CAUSE_STARVED if _never_slept(first, last) else CAUSE_BLOCKING
+    if asleep <= 1 - _MOST:  # it wanted the CPU nearly all the time, and got it for a good part
+        return CAUSE_CPU if cpu >= (queued or 0.0) else CAUSE_STARVED
     if withheld is not None and cpu + min(withheld, asleep) + (queued or 0.0) >= _MOST and cpu < _HALF:
         return CAUSE_STARVED
     return CAUSE_UNKNOWN
+
+
+def cause_by_cpu(cpu: int, wall: int, otherwise: str) -> str:
+    """Return the cause of a hold of which only the CPU time is known.
+
+    ``otherwise`` is that of what is around it.
+    """
+    if cpu >= _MOST * wall:
+        return CAUSE_CPU
+    if cpu > (1 - _MOST) * wall or otherwise in {CAUSE_GIL, CAUSE_STARVED, CAUSE_GC}:
+        return otherwise
+    return CAUSE_BLOCKING
 
 
 def _never_slept(first: Evidence, last: Evidence) -> bool:

@@ -11,22 +11,25 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from loopwatch.catalogue import CAUSE_UNKNOWN
 from loopwatch.histogram import NANOSECONDS
 from loopwatch.names import printable
-from loopwatch.probes.causes import Evidence, Witness, cause_between
+from loopwatch.probes.causes import Evidence, Witness, cause_between, cause_by_cpu
 from loopwatch.probes.frames import Line, Sample, Sampler
+from loopwatch.probes.holds import Holding, Seen, holdings, within
 from loopwatch.probes.remedies import remedy_for
 from loopwatch.probes.stops import Stops, own_switches
-from loopwatch.readings import Stall
+from loopwatch.readings import Hold, Stall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loopwatch.failures import Failures
     from loopwatch.hot import Request, Stage
+    from loopwatch.probes.holds import Step
 
 _NOTICED = 0.1
 """The share of the threshold from which on a busy period is sampled."""
@@ -64,6 +67,15 @@ _ROUTING_NS = NANOSECONDS
 _MOST_FAILED, _REST_SECONDS = 10, 60.0
 """After so many looks in a row that failed, the next is a minute later."""
 
+_MOST_KEPT = 500
+"""How many looks at one period are remembered."""
+
+_MOST_HOLDS = 50
+"""How many holds of a stall are reported; shorter ones are time of which nothing is known."""
+
+_NEARLY_ALL = 0.8
+"""The cause of a stall is that of a hold which is so much of it."""
+
 _LATE_ENOUGH = 1 << 62
 """A time at which nothing is waited for."""
 
@@ -84,15 +96,14 @@ class LoopClock(Protocol):
         """Take in what that has seen."""
 
 
-class _Holder(NamedTuple):
-    """Who held the loop when a sample was taken."""
-
-    request: Request | None
-    task: str | None
-
-
-_NOBODY = _Holder(None, None)
 _NOTHING = Sample((), Line("", "", 0), "", ())
+
+
+class _Look(NamedTuple):
+    """What was found out at a look at a loop that is busy."""
+
+    evidence: Evidence
+    kept_out: bool
 
 
 class _Period:
@@ -101,31 +112,63 @@ class _Period:
     def __init__(self, began: int, before: Evidence) -> None:
         self.began = self.seen_at = began
         self.before = self.after = before
-        self.first: Evidence | None = None
-        self.last: Evidence | None = None
-        self.samples: Counter[Sample] = Counter()
-        self.holders: Counter[_Holder] = Counter()
-        self.looks = 0
+        self.looks: list[_Look] = []
+        self.seen: list[Seen] = []
+        self.count = 0
         self.kept_out = False
         self.told = False
         self.ended = False
 
-    def cause(self, ended: int, length: int) -> str:
-        """Return why it was long: by what was seen during it, or else by its ends."""
-        first, last = self.first, self.last
-        if first is not None and last is not None and last.at - first.at >= max(_LEAST_NS, length * _COVERED):
-            return cause_between(first, last, kept_out=self.kept_out)
-        # Around it the loop was idle, more or less: only its own time counts.
-        before, after = self.before._replace(at=ended - length), self.after._replace(at=ended)
-        return cause_between(before, after, kept_out=self.kept_out)
+    def note(self, look: _Look, seen: Seen | None) -> None:
+        """Remember a look. Of very many every other is forgotten."""
+        self.looks.append(look)
+        if seen is not None:
+            self.seen.append(seen)
+        for kept in (self.looks, self.seen):
+            if len(kept) >= _MOST_KEPT:
+                del kept[1:-1:2]
+
+    def cause(self, start: int, end: int) -> str:
+        """Return why it was long: by what was seen between these instants, or else by its ends."""
+        cause = self._cause_within(start, end)
+        if cause is None:
+            # Around it the loop was idle, more or less: only its own time counts.
+            before, after = self.before._replace(at=start), self.after._replace(at=end)
+            cause = cause_between(before, after, kept_out=self.kept_out)
+        return cause
+
+    def cause_of(self, hold: Holding, otherwise: str) -> str:
+        """Return why one of its holds was long: by what was seen during it, or else by the CPU time of its steps.
+
+        ``otherwise`` is the cause of the whole.
+        """
+        cause = self._cause_within(hold.start, hold.end)
+        if (cause is not None and cause != CAUSE_UNKNOWN) or hold.cpu is None:
+            return cause or CAUSE_UNKNOWN
+        return cause_by_cpu(hold.cpu, hold.length, cause or otherwise)
+
+    def _cause_within(self, start: int, end: int) -> str | None:
+        looks = [look for look in self.looks if start <= look.evidence.at <= end]
+        if not looks:
+            return None
+        first, last = looks[0].evidence, looks[-1].evidence
+        if last.at - first.at < max(_LEAST_NS, (end - start) * _COVERED):
+            return None
+        return cause_between(first, last, kept_out=any(look.kept_out for look in looks))
 
 
 class _Ended(NamedTuple):
-    """A stall that has ended, and waits until its request is routed."""
+    """A stall that has ended, the long steps in it, and when it ended. It waits until its requests are routed."""
 
     period: _Period
-    ended: int
-    length: int
+    start: int
+    end: int
+    steps: list[Step]
+
+    def requests(self) -> set[Request]:
+        """Return the requests that held the loop."""
+        seen = {one.request for one in self.period.seen if one.request is not None}
+        return seen | {request for *_, request in self.steps}
 
 
 class StallsProbe:
@@ -304,14 +347,13 @@ class StallsProbe:
             period = self._seen_between(ended - length, ended)
             if period is None:  # no look fell into it
                 period = _Period(ended - length, before)
-                self._sample(period)
             else:
                 ended = min(ended, period.began + length)
             period.after = witness.glance()  # anew: the stall may have ended since this look began
             period.kept_out = period.kept_out or kept_out
-            length -= self._stops.between(ended - length, ended)
-            if length >= self._stall_ns:
-                self._waiting.append(_Ended(period, ended, length))
+            stopped = self._stops.between(ended - length, ended)
+            if length - stopped >= self._stall_ns:
+                self._waiting.append(self._ended(period, ended - length, ended, stopped))
         if self._waiting:
             self._tell(now)
         self._before = glance
@@ -329,30 +371,41 @@ class StallsProbe:
     def _see(self, period: _Period, witness: Witness, now: int, held: int, *, kept_out: bool) -> None:
         """Look at a period that lasts."""
         period.seen_at = now
-        period.looks += 1
+        period.count += 1
         period.kept_out = period.kept_out or kept_out
-        if period.looks <= _CLOSE_LOOKS or period.looks % _EACH == 0:
-            self._sample(period)
-            period.last = witness.look()
-            if period.first is None:
-                period.first = period.last
+        if period.count <= _CLOSE_LOOKS or period.count % _EACH == 0:
+            seen = self._sample()
+            period.note(_Look(witness.look(), kept_out), seen)
         if held >= max(_TELL_NS, self._stall_ns) and not period.told:
             period.told = True
-            held -= self._stops.between(now - held, now)
-            if held >= self._stall_ns:
-                period.last = period.after = witness.look()
-                self._on_long(self._stall(period, now, held))
+            stopped = self._stops.between(now - held, now)
+            if held - stopped >= self._stall_ns:
+                began, period.after = now - held, witness.look()
+                period.note(_Look(period.after, kept_out), None)
+                self._on_long(self._stall(self._ended(period, began, period.after.at, stopped)))
 
-    def _sample(self, period: _Period) -> None:
-        holder = _Holder(self._stage.who(), self._task_name())  # at once: the loop's thread may go on
+    def _ended(self, period: _Period, start: int, end: int, stopped: int) -> _Ended:
+        """Return a stall with the long steps in it. The clock may know its ends less well than they do.
+
+        Where the process was ``stopped`` meanwhile, steps are too long, and their places are not known.
+        """
+        steps = within(self._stage.long_steps(), start, end) if not stopped else []
+        start += stopped
+        if steps:
+            start, end = min(start, steps[0][0]), max(end, *(step[1] for step in steps))
+        return _Ended(period, start, end, steps)
+
+    def _sample(self) -> Seen | None:
+        """Return what the loop's thread does, unless it has gone on to something else meanwhile."""
+        request, task = self._stage.who(), self._task_name()
         try:
             sample = self._sampler.sample(self._loop_thread)
         except Exception as error:  # the stall is one all the same
             self._report(error)
-            return
-        if sample is not None:
-            period.samples[sample] += 1
-            period.holders[holder] += 1
+            return None
+        if sample is None or self._stage.who() is not request or self._task_name() != task:
+            return None
+        return Seen(time.perf_counter_ns(), request, task, sample)
 
     def _task_name(self) -> str | None:
         try:
@@ -365,24 +418,33 @@ class StallsProbe:
         """Tell the stalls that have ended, but not those whose request may still be routed."""
         waiting, self._waiting = self._waiting, []
         for one in waiting:
-            request = _most(one.period.holders, _NOBODY).request
-            if request is not None and not request.is_routed() and now - one.ended < _ROUTING_NS:
+            if now - one.end < _ROUTING_NS and not all(request.is_routed() for request in one.requests()):
                 self._waiting.append(one)
             else:
-                self._on_stall(self._stall(one.period, one.ended, one.length))
+                self._on_stall(self._stall(one))
 
-    def _stall(self, period: _Period, ended: int, length: int) -> Stall:
+    def _stall(self, ended: _Ended) -> Stall:
         """Put together what is known of a stall."""
-        holder = _most(period.holders, _NOBODY)
-        route, method = self._labels(holder.request)
-        sample = _blamed(period.samples)
-        cause = period.cause(ended, length)
-        return Stall(
-            started_at=self._unix_offset + (ended - length) / NANOSECONDS,
-            duration=length / NANOSECONDS,
+        period, start, end, steps = ended
+        found = sorted(holdings(start, end, steps, period.seen), key=lambda hold: hold.length, reverse=True)
+        cause = period.cause(start, end)
+        if not found:
+            found = [Holding(start, end, None, None, ())]
+        is_one = found[0].length >= _NEARLY_ALL * (end - start) and cause != CAUSE_UNKNOWN
+        holds = [self._hold(found[0], cause if is_one else period.cause_of(found[0], cause))]
+        holds += [self._hold(one, period.cause_of(one, cause)) for one in found[1:_MOST_HOLDS]]
+        return Stall.of(self._unix(start), (end - start) / NANOSECONDS, holds)
+
+    def _hold(self, holding: Holding, cause: str) -> Hold:
+        route, method = self._labels(holding.request)
+        seen = holding.blamed()
+        sample = seen.sample if seen is not None else _NOTHING
+        return Hold(
+            started_at=self._unix(holding.start),
+            duration=holding.length / NANOSECONDS,
             route=route,
             method=method,
-            task=holder.task,
+            task=seen.task if seen is not None else None,
             cause=cause,
             function=sample.culprit.function,
             filename=sample.culprit.filename,
@@ -391,6 +453,9 @@ class StallsProbe:
             stack=tuple(str(line) for line in sample.stack),
             remedy=remedy_for(cause, (sample.call, *sample.inner)),
         )
+
+    def _unix(self, at: int) -> float:
+        return self._unix_offset + at / NANOSECONDS
 
     def _labels(self, request: Request | None) -> tuple[str, str] | tuple[None, None]:
         if request is None:
@@ -401,17 +466,3 @@ class StallsProbe:
             self._failures.report("routes", error, "some stalls lack their route")
             return None, None
         return route, method
-
-
-def _most(counted: Counter[Any], otherwise: Any) -> Any:
-    return counted.most_common(1)[0][0] if counted else otherwise
-
-
-def _blamed(samples: Counter[Sample]) -> Sample:
-    """Return a sample of the function and call that were seen most often, and of these the most frequent."""
-    places: Counter[tuple[str, str]] = Counter()
-    for sample, times in samples.items():
-        places[sample.culprit.function, sample.call] += times
-    blamed = _most(places, ("", ""))
-    same = {one: times for one, times in samples.items() if (one.culprit.function, one.call) == blamed}
-    return cast("Sample", _most(Counter(same), _NOTHING))

@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind
 from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as StarlettesMiddleware
 
 import loopwatch
-from loopwatch import Config, LoopWatchMiddleware, Stall
+from loopwatch import Config, Hold, LoopWatchMiddleware, Stall
 from loopwatch.exporters.traces import TraceExporter
 from loopwatch.exporters.traces import exporter as exporting
 from loopwatch.exporters.traces.spans import EVENT, RequestSpan
@@ -433,9 +433,9 @@ def served(exporter, spans, held=0.0, name="GET /"):
 
 
 def stall_of(seconds, route="/x"):
-    return Stall(
-        time.time() - seconds, seconds, route, "GET", None, "cpu", "app:f", "app.py", 3, "f", ("app:f",), "hurry"
-    )
+    started = time.time() - seconds
+    hold = Hold(started, seconds, route, "GET", None, "cpu", "app:f", "app.py", 3, "f", ("app:f",), "hurry")
+    return Stall.of(started, seconds, [hold])
 
 
 def test_a_span_ends_at_once_where_no_stall_can_be_told(exporter, spans):

@@ -399,12 +399,13 @@ def test_the_log_names_a_culprit_once_a_minute_and_counts_the_rest(caplog):
 
     caplog.set_level(logging.WARNING, "loopwatch")
     now = [0.0]
-    log = StallLog(clock=lambda: now[0])
+    log = StallLog(0.05, clock=lambda: now[0])
 
     def stall(started, function="app:slow"):
-        return loopwatch.Stall(
+        hold = loopwatch.Hold(
             started, 0.2, "/a", "GET", "Task-1", "blocking", function, "app.py", 3, "time.sleep", (), "use another"
         )
+        return loopwatch.Stall.of(started, 0.2, [hold])
 
     for second in range(10):
         now[0] = float(second)

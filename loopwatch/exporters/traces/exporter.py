@@ -119,8 +119,11 @@ class TraceExporter:
 
     def hear(self, stall: Stall) -> None:
         """Note a stall that has ended. Any thread; it waits for nobody."""
-        began = round(stall.started_at * 1e9) - self._unix_offset
-        self._recent.append(Told(began, began + round(stall.duration * 1e9), stall))
+        for number, hold in enumerate(stall.holds):
+            if number and hold.duration * 1e9 < self._least:
+                break
+            began = round(hold.started_at * 1e9) - self._unix_offset
+            self._recent.append(Told(began, began + round(hold.duration * 1e9), hold))
         self._news.set()
 
     def kept(self) -> int:
@@ -203,9 +206,9 @@ class TraceExporter:
         for told in tuple(self._recent) if held or waits else ():
             waited = told.overlap(waits)
             if told.overlap(held) >= min(HALF * (told.ended - told.began), self._enough):
-                span.span.add_event(EVENT, attributes_of(told.stall, CAUSED), told.began + now)
+                span.span.add_event(EVENT, attributes_of(told.hold, CAUSED), told.began + now)
             elif waited >= HALF * self._least:
-                attributes = {**attributes_of(told.stall, SUFFERED), "loopwatch.stall.waited": waited / 1e9}
+                attributes = {**attributes_of(told.hold, SUFFERED), "loopwatch.stall.waited": waited / 1e9}
                 span.span.add_event(EVENT, attributes, told.began + now)
 
     def forget(self, request: Any) -> None:

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
-    from loopwatch.readings import Stall
+    from loopwatch.readings import Hold
 
 EVENT = "loopwatch.stall"
 """The name of the span event for a stall."""
 
 CAUSED, SUFFERED = "caused", "suffered"
-"""The role of a request in a stall: it held the loop for at least half of it, or for long enough to be a stall by
+"""The role of a request in a hold: it held the loop for at least half of that, or for long enough to be a stall by
 itself; or else it was due meanwhile."""
 
 HALF = 0.5
-"""The share of a stall that makes a request its cause, and of a hold that a stall must cover to explain it."""
+"""The share of a hold that makes a request its cause, and of what was held or waited that holds must explain."""
 
 _MOST_HOLDS = 128
 
@@ -36,14 +36,14 @@ _STATES = tuple(f"loopwatch.time.{state}" for state in catalogue.STATES)
 
 
 class Told(NamedTuple):
-    """A stall, and when it began and ended by the clock of the loop, in nanoseconds."""
+    """A hold of a stall, and when it began and ended by the clock of the loop, in nanoseconds."""
 
     began: int
     ended: int
-    stall: Stall
+    hold: Hold
 
     def overlap(self, holds: Iterable[tuple[int, int]]) -> int:
-        """Return for how many nanoseconds of the stall one of these lasted."""
+        """Return for how many nanoseconds of the hold one of these lasted."""
         return sum(max(0, min(end, self.ended) - max(start, self.began)) for start, end in holds)
 
 
@@ -129,7 +129,7 @@ class RequestSpan:
     def is_explained(self, recent: Iterable[Told]) -> bool:
         """Tell whether a stall was told for every time at which the loop was held or waited for. Any thread."""
         return all(
-            any(told.overlap([hold]) >= HALF * (hold[1] - hold[0]) for told in recent)
+            sum(told.overlap([hold]) for told in recent) >= HALF * (hold[1] - hold[0])
             for hold in (*self.held, *self.waited)
         )
 
@@ -155,22 +155,22 @@ class RequestSpan:
                 del self.span.end
 
 
-def attributes_of(stall: Stall, role: str) -> dict[str, str | int | float]:
-    """Return what the event of a stall says, without anything of the request but its route."""
+def attributes_of(hold: Hold, role: str) -> dict[str, str | int | float]:
+    """Return what the event of a stall says of a hold, without anything of the request but its route."""
     known: dict[str, str | int | float] = {
         "loopwatch.stall.role": role,
-        "loopwatch.stall.cause": stall.cause,
-        "loopwatch.stall.duration": stall.duration,
-        "loopwatch.stall.remedy": stall.remedy,
-        "loopwatch.stall.call": stall.call,
+        "loopwatch.stall.cause": hold.cause,
+        "loopwatch.stall.duration": hold.duration,
+        "loopwatch.stall.remedy": hold.remedy,
+        "loopwatch.stall.call": hold.call,
     }
-    if stall.route is not None:
-        known["loopwatch.stall.holder"] = stall.holder  # else a task's name, which may say anything
-    if stall.function:
-        known["code.function.name"] = stall.function.replace(":", ".", 1)
-        known["code.file.path"] = stall.filename
-        known["code.line.number"] = stall.lineno
+    if hold.route is not None:
+        known["loopwatch.stall.holder"] = hold.holder  # else a task's name, which may say anything
+    if hold.function:
+        known["code.function.name"] = hold.function.replace(":", ".", 1)
+        known["code.file.path"] = hold.filename
+        known["code.line.number"] = hold.lineno
     # Else it is on the span of the request that caused it: victims may be many, and stacks are long.
-    if stall.stack and (role == CAUSED or stall.route is None):
-        known["code.stacktrace"] = "\n".join(stall.stack)
+    if hold.stack and (role == CAUSED or hold.route is None):
+        known["code.stacktrace"] = "\n".join(hold.stack)
     return known
