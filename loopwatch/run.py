@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-import argparse
+import copy
+import functools
 import os
 import sys
 from typing import Any
@@ -16,7 +17,7 @@ from loopwatch.config import Config
 from loopwatch.failures import logger
 
 _APP = "_LOOPWATCH_RUN_APP"
-"""The environment variable that tells uvicorn's worker processes which app is meant."""
+"""The environment variable that says which app uvicorn's worker processes load."""
 
 _FACTORY = "_LOOPWATCH_RUN_FACTORY"
 _INTERFACE = "_LOOPWATCH_RUN_INTERFACE"
@@ -34,20 +35,25 @@ def main(app: str, arguments: list[str]) -> int:
     except ValueError as error:
         print(f"loopwatch: {error}", file=sys.stderr)
         return 2
-    # These are about the app, and uvicorn would take them to be about what is made here.
-    parser = argparse.ArgumentParser("python -m loopwatch run", add_help=False, allow_abbrev=False)
-    parser.add_argument("--factory", action="store_true")
-    parser.add_argument("--interface", choices=["auto", "asgi3", "asgi2", "wsgi"], default="auto")
-    about, further = parser.parse_known_args(arguments)
-    os.environ[_APP], os.environ[_INTERFACE] = app, about.interface
-    os.environ[_FACTORY] = "yes" if about.factory else ""
-    uvicorn([f"{__name__}:measured", "--factory", *further], prog_name="python -m loopwatch run")
+    # uvicorn's own command reads its options, from arguments and from UVICORN_* variables.
+    command = copy.copy(uvicorn)
+    command.callback = functools.partial(_serve, uvicorn.callback)
+    command([app, *arguments], prog_name="python -m loopwatch run")
     return 0
+
+
+def _serve(serve: Any, *, app: str, factory: bool, interface: str, ws: str, **options: Any) -> None:
+    """Have uvicorn serve :func:`measured`, an app of ASGI 3; what the options say of ``app`` is for that."""
+    os.environ[_APP], os.environ[_INTERFACE] = app, interface
+    os.environ[_FACTORY] = "yes" if factory else ""
+    ws = "none" if interface == "wsgi" else ws  # as uvicorn has it
+    serve(app=f"{__name__}:measured", factory=True, interface="asgi3", ws=ws, **options)
 
 
 def measured() -> Any:
     """Return the app with loopwatch around it, or as it is where its own code has seen to that."""
     import uvicorn  # noqa: PLC0415
+    from uvicorn.middleware.message_logger import MessageLoggerMiddleware  # noqa: PLC0415
 
     # uvicorn knows how to load an app, and makes one of ASGI 3 of it; it exits where there is none.
     loading = uvicorn.Config(
@@ -59,6 +65,10 @@ def measured() -> Any:
     )
     loading.load()
     app, config = loading.loaded_app, Config.from_env()
+    if isinstance(
+        app, MessageLoggerMiddleware
+    ):  # with --log-level trace: the uvicorn that serves it logs them, too
+        app = app.app
     if is_installed(app):
         if config != Config():
             logger.warning(

@@ -31,3 +31,7 @@ def asgi2_app(scope):
 def wsgi_app(environ, start_response):
     start_response("200 OK", [])
     return [b""]
+
+
+def make_asgi2_app():
+    return asgi2_app
