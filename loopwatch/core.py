@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 from _thread import allocate_lock
 from array import array
-from asyncio import CancelledError, coroutines, iscoroutine
+from asyncio import AbstractEventLoop, CancelledError, coroutines, iscoroutine
 from bisect import bisect_left
 from collections import deque
 from contextvars import ContextVar, copy_context
@@ -192,6 +192,9 @@ DONE = object()
 
 RAISED = object()
 """Stands for what a coroutine yields, where it has raised."""
+
+OUR_FRAMES = 0 if cython.compiled else 2
+"""How many frames a call through one of the factories adds to a stack: compiled functions have none."""
 
 AT_ONCE = 0
 """How long a poll waits when there is work to do: it is this very object then, and need not be compared."""
@@ -1566,6 +1569,19 @@ def steppable(awaitable: object):
     return awaitable if iscoroutine(awaitable) else awaited(awaitable)
 
 
+@cython.cfunc
+def hide_last_frames(made: object, count: cython.Py_ssize_t):
+    """Take frames off the end of the stack that asyncio keeps, in debug mode, of where a task or timer was made.
+
+    asyncio writes the last frame as "created at": that of the caller, also where the call went through a factory.
+    """
+    if not count:
+        return
+    frames = getattr(made, "_source_traceback", None)
+    if frames:
+        del frames[len(frames) - count :]
+
+
 def covered(intervals: list):
     """Return how many nanoseconds lie in at least one of the (start, end) intervals."""
     total: cython.longlong = 0
@@ -1646,15 +1662,20 @@ class TaskFactory:
 
     _stage: Stage
     _construct: object
+    _hidden: cython.Py_ssize_t
 
-    def __init__(self, stage: Stage, construct: object) -> None:
+    def __init__(self, stage: Stage, construct: object, loop_hides: int = 0) -> None:
+        """Construct tasks as told; ``loop_hides``: how many of its own frames the loop hides without a factory."""
         self._stage = stage
         self._construct = construct
+        self._hidden = loop_hides + OUR_FRAMES
 
     def make(self, loop, coroutine, **options):
         """Make a task where ``construct`` is :class:`asyncio.Task`."""
         options["loop"] = loop
-        return apply(self._construct, (self._adopted(coroutine),), options)
+        task = apply(self._construct, (self._adopted(coroutine),), options)
+        hide_last_frames(task, self._hidden)
+        return task
 
     def make_by_factory(self, loop, coroutine, **options):
         """Make a task where ``construct`` is another task factory."""
@@ -1662,7 +1683,9 @@ class TaskFactory:
 
     def construct(self, coroutine, **options):
         """Make a task as its class does."""
-        return apply(self._construct, (self._adopted(coroutine),), options)
+        task = apply(self._construct, (self._adopted(coroutine),), options)
+        hide_last_frames(task, self._hidden)
+        return task
 
     @cython.cfunc
     def _adopted(self, coroutine: object) -> object:
@@ -1692,9 +1715,18 @@ class TimerFactory:
         self._set = set_timer
         self._kind = None
 
-    def set(self, *arguments, **context):
-        """Set a timer, as the loop does."""
-        timer = apply(self._set, arguments, context)
+    def call_at(self, *arguments, **context):
+        """Set a timer, as asyncio's loops do."""
+        return self._note(apply(self._set, arguments, context))
+
+    def call_later(self, *arguments, **context):
+        """Set a timer, as uvloop's loops do."""
+        return self._note(apply(self._set, arguments, context))
+
+    @cython.cfunc
+    def _note(self, timer: object) -> object:
+        """Have the request that sets a timer remember it."""
+        hide_last_frames(timer, OUR_FRAMES)
         if self._stage.running is not None and (type(timer) is self._kind or self._is_timer(timer)):
             request: Request = self._stage.running
             request._note_timer(timer)
@@ -1753,15 +1785,25 @@ class CallFactory:
     def __init__(self, call_soon_threadsafe: object) -> None:
         self._call = call_soon_threadsafe
 
-    def call(self, *arguments, **context):
-        """Have the loop call a function, as its ``call_soon_threadsafe`` does."""
+    def call_soon_threadsafe(self, *arguments, **context):
+        """Have the loop call a function, as its own does."""
         job_of_thread = job_here()
         if job_of_thread is not None and context.get("context") is None:
             job: Job = job_of_thread
             if job._request is not None:
                 context["context"] = copied = copy_context()
                 copied.run(current.set, job._request)
-        return apply(self._call, arguments, context)
+        handle = apply(self._call, arguments, context)
+        hide_last_frames(handle, OUR_FRAMES)
+        return handle
+
+
+for _ours, _theirs in (
+    (TimerFactory.call_at, AbstractEventLoop.call_at),
+    (TimerFactory.call_later, AbstractEventLoop.call_later),
+    (CallFactory.call_soon_threadsafe, AbstractEventLoop.call_soon_threadsafe),
+):
+    _ours.__signature__ = inspect.signature(_theirs)  # whoever asks sees no arguments that are only passed on
 
 
 @cython.final
@@ -1820,6 +1862,10 @@ class LastSend:
     def close(self) -> None:
         """Close, as :meth:`coroutine.close`."""
         self._coroutine.close()
+
+    def __getattr__(self, name):
+        # __qualname__, cr_frame and their like: what tools ask a task's coroutine for.
+        return getattr(self._coroutine, name)
 
 
 @cython.final
@@ -2077,8 +2123,8 @@ class TimedSelect:
         """Measure no more; pass polls on."""
         self.off = True
 
-    def poll(self, timeout=None):
-        """Poll, as the selector's ``select`` does."""
+    def select(self, timeout=None):
+        """Poll, as the selector's own does."""
         if self.off:
             return self._select(timeout)
         now: cython.longlong = self._now()

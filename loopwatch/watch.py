@@ -464,6 +464,7 @@ class LoopWatch:
         """Stop before the loop is closed, where no lifespan or context manager does it."""
         close = loop.close
 
+        @functools.wraps(close)
         def stop_and_close() -> None:
             self._stop_on(loop)
             if self._ending is not None:

@@ -329,11 +329,11 @@ def test_an_interrupt_in_the_midst_of_a_poll_makes_no_time_up():
     timed = TimedSelect(lambda _timeout: [], stage, lambda _busy: None, worst, lambda _error: None, wall)
     wall.advance(5)
     with pytest.raises(KeyboardInterrupt):
-        timed.poll(0)
+        timed.select(0)
     wall.advance(1)
-    timed.poll(0)
+    timed.select(0)
     wall.advance(2)
-    timed.poll(0)
+    timed.select(0)
     _, busy, idle, _, _ = timed.read()
     assert (busy, idle) == (7_000_000_000, 0)
 
@@ -374,7 +374,7 @@ def test_what_fails_in_the_accounting_of_one_request_leaves_all_others_alone():
     factory = TimerFactory(machine.stage, lambda *_, **__: OddTimer())
 
     async def sets_an_odd_timer():
-        factory.set(1, print)
+        factory.call_at(1, print)
         await suspend()
         machine.compute(0.25)
         await suspend()

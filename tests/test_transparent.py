@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
+import inspect
 import pathlib
+import re
 import sys
 import traceback
 import types
@@ -13,9 +16,11 @@ import weakref
 
 import anyio
 import pytest
+from anyio._backends._asyncio import AsyncIOBackend
 from fastapi import BackgroundTasks, FastAPI
 
 import loopwatch
+from loopwatch.hot import COMPILED
 from tests.requests import scope
 
 setting = contextvars.ContextVar("setting", default="unset")
@@ -233,7 +238,90 @@ async def eager_tasks(seen, app):
     seen.append(await call(app))
 
 
-SCENARIOS = [variables, timeouts, cancel_scopes, cancellations, tracebacks, thrown_in, stacks, eager_tasks]
+async def names_of_tasks(seen, app):
+    """Tell the numbers of tasks that have no name, from the first on, and names that they were given."""
+
+    async def child():
+        return asyncio.current_task().get_name()
+
+    @app.get("/scenario")
+    async def handler():
+        first = int((await asyncio.create_task(child())).removeprefix("Task-"))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(child()), group.create_task(child(), name="named")]
+        other = await asyncio.get_running_loop().create_task(child(), context=contextvars.Context())
+        names = [task.result() for task in tasks] + [other, *await asyncio.gather(child())]
+        seen.append([name if name == "named" else int(name.removeprefix("Task-")) > first for name in names])
+
+    seen.append(await call(app))
+
+
+async def origins(seen, app):
+    """Tell where a task and a timer were made, as debug mode has it: the innermost of the frames that it keeps."""
+
+    async def child():
+        pass
+
+    def told(made):
+        return re.search(r"created at (\S+:\d+)", repr(made)).group(1)
+
+    @app.get("/scenario")
+    async def handler():
+        loop = asyncio.get_running_loop()
+        loop.set_debug(True)
+        tasks = [loop.create_task(child()), asyncio.create_task(child()), loop.create_task(child(), name="named")]
+        timers = [loop.call_later(0.01, print), loop.call_at(loop.time(), int), loop.call_soon_threadsafe(int)]
+        loop.set_debug(False)
+        seen.append([told(made) for made in tasks])
+        if isinstance(loop, asyncio.BaseEventLoop) or COMPILED:  # uvloop keeps the frames of a handle to itself
+            seen.append([told(made) for made in timers])
+        timers[0].cancel()
+        await asyncio.wait(tasks)
+
+    seen.append(await call(app))
+
+
+def looks(one):
+    """Return what tools look at, of a function of a loop or of its policy."""
+    return one.__name__, inspect.iscoroutinefunction(one), list(inspect.signature(one).parameters)
+
+
+async def functions(seen, app):
+    @app.get("/scenario")
+    async def handler():
+        await anyio.to_thread.run_sync(int)
+        loop = asyncio.get_running_loop()
+        timers, others = "call_at call_later", "call_soon call_soon_threadsafe create_task close"
+        executors = "run_in_executor set_default_executor"
+        seen.extend(looks(getattr(loop, name)) for name in f"{timers} {others} {executors}".split())
+        seen.append(looks(AsyncIOBackend.run_sync_in_worker_thread))
+        if hasattr(loop, "_selector"):
+            seen.append(looks(loop._selector.select))
+
+    seen.append(await call(app))
+
+
+async def sends(seen, app):
+    """Tell what the server's `send` and what it returns look like to an app."""
+
+    async def raw(scope, receive, send):
+        seen.append((*looks(send), asyncio.iscoroutinefunction(send), functools.wraps(send)(raw).__qualname__))
+        start, body = {"type": "http.response.start", "status": 200, "headers": []}, {"type": "http.response.body"}
+        for message in (start, body):
+            sent = send(message)
+            seen.append(
+                (asyncio.iscoroutine(sent), sent.__qualname__, sent.cr_frame.f_code.co_name, sent.cr_running)
+            )
+            await sent
+
+    app.mount("/scenario", raw)
+    seen.append(await call(app, "/scenario/"))
+
+
+SCENARIOS = [
+    variables, timeouts, cancel_scopes, cancellations, tracebacks, thrown_in, stacks, eager_tasks, names_of_tasks,
+    origins, functions, sends,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)

@@ -9,6 +9,7 @@ Relies on anyio's ``AsyncIOBackend.run_sync_in_worker_thread``; see docs/what-it
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from typing import TYPE_CHECKING, Any, cast
@@ -40,7 +41,7 @@ class ThreadsProbe:
     def start(self, loop: asyncio.AbstractEventLoop, stage: Stage) -> None:
         """Wrap the ways into a pool; find the loop's default limiter if the app uses anyio. Loop thread."""
         self._wrap(loop, "run_in_executor", self._timed_executor(loop, stage))
-        self._wrap(loop, "call_soon_threadsafe", CallFactory(loop.call_soon_threadsafe).call)
+        self._wrap(loop, "call_soon_threadsafe", CallFactory(loop.call_soon_threadsafe).call_soon_threadsafe)
         if not tells_its_executor(loop):
             self._wrap(loop, "set_default_executor", self._noted_executor(loop.set_default_executor))
         if "anyio" not in sys.modules:
@@ -79,6 +80,7 @@ class ThreadsProbe:
         """Return what takes the place of anyio's way into a thread. Loop thread."""
         job_of: Callable[[Any, Any], Job | None] = JobFactory(stage, self.pools.of_limiter, self._fail).make
 
+        @functools.wraps(way_in)
         async def timed(func: Any, args: Any, abandon_on_cancel: bool = False, limiter: Any = None) -> Any:
             job = job_of(func, limiter)
             if job is None:
@@ -88,6 +90,7 @@ class ThreadsProbe:
             finally:
                 job.leave()
 
+        @functools.wraps(way_in)
         async def timed_as_called(function: Any, *arguments: Any, **options: Any) -> Any:
             job = job_of(function, options.get("limiter"))
             if job is None:
@@ -103,6 +106,7 @@ class ThreadsProbe:
         run_in_executor: Callable[..., Any] = loop.run_in_executor
 
         # Its names are those of asyncio: some call it with them.
+        @functools.wraps(run_in_executor)
         def timed(executor: Any, func: Callable[..., Any], *args: Any) -> Any:
             job = None
             try:
@@ -129,6 +133,7 @@ class ThreadsProbe:
         return timed
 
     def _noted_executor(self, set_default_executor: Callable[[Any], None]) -> Callable[[Any], None]:
+        @functools.wraps(set_default_executor)
         def noted(executor: Any) -> None:
             set_default_executor(executor)
             self.pools.set_default_executor(executor)

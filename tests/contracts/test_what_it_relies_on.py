@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import concurrent.futures
+import copy
 import inspect
 import os
 import pathlib
@@ -31,6 +32,7 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.utils import floatToGoString
 from starlette.applications import Starlette
+from uvicorn.main import main as uvicorn_command
 
 import loopwatch
 from loopwatch.exporters.opentelemetry.repeats import adding_works
@@ -38,6 +40,7 @@ from loopwatch.exporters.traces.starts import SpanStarts
 from loopwatch.probes import threads
 from loopwatch.probes.loops import libuv
 from loopwatch.probes.loops.selector import SelectorClock
+from loopwatch.probes.steps import _forgets_names
 from loopwatch.probes.tasks import _references
 from loopwatch.probes.users import user_of
 from tests.dictionaries import has_dictionary
@@ -357,6 +360,35 @@ def test_a_mark_makes_a_callable_object_a_coroutine_function():
         function = inspect.markcoroutinefunction(lambda: None)
         Marked._is_coroutine_marker = function._is_coroutine_marker
         assert inspect.iscoroutinefunction(Marked())
+
+
+def test_asyncio_names_tasks_none_after_a_factory_on_one_release_and_keeps_stacks_in_debug_mode():
+    async def child():
+        pass
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(lambda loop, coroutine, **options: asyncio.Task(coroutine, loop=loop))
+        loop.set_debug(True)
+        task, timer = loop.create_task(child()), loop.call_later(0, int)
+        loop.set_debug(False)
+        await task
+        return task.get_name(), task._source_traceback[-1].name, timer._source_traceback[-1].name
+
+    name, *makers = asyncio.run(main())
+    assert (name == "None") is _forgets_names()
+    assert makers == ["<lambda>", "main"]
+
+
+def test_uvicorns_command_can_be_copied_and_call_another_callback():
+    command = copy.copy(uvicorn_command)
+    given = {}
+    command.callback = given.update
+    assert command(["main:app", "--factory"], standalone_mode=False, auto_envvar_prefix="NONE") is None
+    told = {name: given[name] for name in ("app", "factory", "interface", "ws")}
+    assert told == {"app": "main:app", "factory": True, "interface": "auto", "ws": "auto"}
+    assert set(inspect.signature(uvicorn_command.callback).parameters) == set(given)
+    assert uvicorn_command.callback is not command.callback
 
 
 def test_uvicorn_loads_an_app_and_makes_one_of_asgi_3_of_it():

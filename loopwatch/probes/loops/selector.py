@@ -41,7 +41,7 @@ class SelectorClock(LoopClock):
         """Wrap the selector's ``select``. Loop thread."""
         selector = self._loop._selector  # type: ignore[attr-defined] # noqa: SLF001 # see the module
         self._select = TimedSelect(selector.select, stage, self._add_long, self._worst.add, self._fail, self._clock)
-        self._patch = Patch(selector, "select", self._select.poll)
+        self._patch = Patch(selector, "select", self._select.select)
 
     def stop(self) -> None:
         """Put back the ``select`` that was found. A wrapper that came on top of ours is left alone."""
