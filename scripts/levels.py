@@ -31,6 +31,9 @@ ENDS_WITHIN_SECONDS = 60.0
 """How long a pass that was asked to end may take for it."""
 
 SUITES = {"bookworm": "Debian 12, Python 3.11.2", "trixie": "Debian 13, Python 3.13"}
+OTHERS = "not once and (not slow or every_interpreter)"
+"""The marks of the tests that run on other interpreters than the oldest, and on the plain core."""
+
 LEVELS = """\
 quick (scripts/test), at most 5 minutes on 2 cores:
   the oldest interpreter that is here, the compiled core where it can be compiled, else the plain one;
@@ -38,7 +41,7 @@ quick (scripts/test), at most 5 minutes on 2 cores:
 all (scripts/test --all), at most an hour:
   every interpreter that is here, each with the compiled core: on the oldest all tests, real Prometheus,
   Alertmanager, PostgreSQL and VictoriaMetrics, benchmarks and examples included; on the others those that depend
-  on the interpreter and are not marked `slow`;
+  on the interpreter and are not marked `slow`, and asyncio's own tests on measured loops;
   bare machines: the demo and the quick level on the plain core in a fresh Debian 12 and 13, which have no
   compiler; the demo with a compiler but no headers, with both, and with a CC that does not exist. They need root
   and debootstrap; where there is neither, the plain core is tested on the oldest and the newest interpreter here.
@@ -156,12 +159,12 @@ def everything(arguments: list[str]) -> Iterator[Pass]:
     here = interpreters()
     oldest, newest = next(iter(here)), list(here)[-1]
     for version, python in here.items():
-        yield pytest(version, python, "" if version == oldest else "not once and not slow", arguments)
+        yield pytest(version, python, "" if version == oldest else OTHERS, arguments)
     bare = [] if arguments else list(bare_machines())
     yield from bare
     if not bare:
         for version in dict.fromkeys((oldest, newest)):
-            yield pytest(version, here[version], "not once and not slow", arguments, plain=True)
+            yield pytest(version, here[version], OTHERS, arguments, plain=True)
 
 
 def bare_machines() -> Iterator[Pass]:
