@@ -16,7 +16,6 @@ else the compiler asks the interpreter for its state each time. What is called r
 from __future__ import annotations
 
 import inspect
-from _thread import allocate_lock
 from array import array
 from asyncio import AbstractEventLoop, CancelledError, coroutines, iscoroutine
 from bisect import bisect_left
@@ -24,20 +23,22 @@ from collections import deque
 from contextvars import ContextVar, copy_context
 from operator import itemgetter
 from sys import exc_info
-from time import sleep
 from types import CoroutineType, SimpleNamespace
 from typing import Any
 
 from loopwatch import _cython as cython
 from loopwatch.awaiting import awaited
+from loopwatch.system import allocate_lock, sleep
 
 if cython.compiled is None:  # never: this tells the compiler what the name means
     import cython
 
 if not cython.compiled:
-    from _thread import _local, get_ident
+    from _thread import _local
     from time import perf_counter_ns as wall_now
     from time import thread_time_ns as cpu_now
+
+    from loopwatch.system import get_ident
 
     def steps_of(request):
         """Take the steps of a request, as its methods do: to resume a generator costs less than to call them."""

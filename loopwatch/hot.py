@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from loopwatch.names import described
+from loopwatch.system import HAS_GIL
 
 Lookout: Any = None
 """Watches a loop without the GIL (:mod:`loopwatch._lookout`); ``None`` where that was not built."""
@@ -20,10 +21,16 @@ if TYPE_CHECKING or os.environ.get("LOOPWATCH_PURE"):
     from loopwatch import core
 
     _why_plain, _cure = "LOOPWATCH_PURE is set", "unset it"
+elif (
+    not HAS_GIL
+):  # the compiled one needs it: to import that would switch it on for the whole process, with a warning
+    from loopwatch import core
+
+    _why_plain, _cure = "this interpreter runs without the GIL", "set PYTHON_GIL=1"
 else:
     try:
         import loopwatch._core as core
-    except ImportError as error:
+    except Exception as error:  # `python -W error` raises warnings, too
         from loopwatch import core
 
         _why_plain = "it was not compiled at installation"
@@ -31,7 +38,7 @@ else:
             _why_plain = f"the compiled one cannot be loaded: {described(error)}"
         _cure = "install a C compiler and Python's headers, then install loopwatch again"
     else:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             from loopwatch._lookout import Lookout
 
 COMPILED = core.COMPILED

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from loopwatch.system import Thread, allocate_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +32,9 @@ class Listeners:
 
     def begin_anew(self) -> None:
         """Forget what waits to be told; not who wants to hear it."""
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._waiting: deque[tuple[Callable[[Any], None], Any]] = deque()
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
 
     def add(self, kind: type[News], listener: Callable[[News], None]) -> None:
         """Call ``listener`` for every ``kind`` of news that is told from now on.
@@ -62,15 +63,14 @@ class Listeners:
                     raise OverflowError(f"{_MOST_WAITING} calls wait already: a listener blocks")
                 self._waiting.append((listener, news))
                 if self._thread is None or not self._thread.is_alive():
-                    self._thread = threading.Thread(target=self._call_all, name="loopwatch-listeners", daemon=True)
-                    self._thread.start()
+                    self._thread = Thread(self._call_all, name="loopwatch-listeners")
         except (OverflowError, RuntimeError) as error:  # the latter while the interpreter ends
             self._failures.report("listeners", error, "some news was not told to every listener")
 
     def join(self, seconds: float) -> None:
         """Wait until all is told, for so long at most. Any thread."""
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None:
             thread.join(seconds)
 
     def _call_all(self) -> None:

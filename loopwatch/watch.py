@@ -27,6 +27,7 @@ from loopwatch.probes.steps import StepsProbe
 from loopwatch.probes.threads import ThreadsProbe
 from loopwatch.readings import Advice, Build, LoopReading, PoolStall, Snapshot, Stall
 from loopwatch.recorder import Recorder
+from loopwatch.system import HAS_GIL, sockets_are_greenlets, threads_are_greenlets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from loopwatch.exemplars import Exemplars
     from loopwatch.exporters.opentelemetry import OpenTelemetryExporter
+    from loopwatch.exporters.port import MetricsPort
     from loopwatch.exporters.traces import TraceExporter
     from loopwatch.hot import Door
     from loopwatch.probes.loops.base import LoopClock
@@ -69,6 +71,22 @@ def _hear_of_forks_and_the_end() -> None:
     if hasattr(os, "register_at_fork"):  # not where a process cannot fork
         os.register_at_fork(after_in_child=begin_all_anew)
     atexit.register(let_all_tell)
+
+
+@functools.cache  # once is enough
+def _log_what_is_off() -> None:
+    """Log which parts do not work in this process, if any, and what the user can do about it."""
+    if threads_are_greenlets():
+        logger.warning(
+            "loopwatch: gevent or eventlet has replaced threads with greenlets, so loopwatch runs no threads of "
+            "its own. Stalls and work in threads are not measured, spans get no states, and the loop renders /metrics. "
+            "To have all of that, do not replace threads: patch with thread=False."
+        )
+    if not HAS_GIL:
+        logger.warning(
+            "loopwatch: this interpreter runs without the GIL, so no stack of a running thread can be read. "
+            "Stalls are reported without their lines. To have these, set PYTHON_GIL=1."
+        )
 
 
 class _Part(Protocol):
@@ -190,12 +208,18 @@ class LoopWatch:
         self._measured = loop, self.stage
         if self.door is not None:
             self.door.renew(loop, self.stage)  # it may have been stopped and started
-        self._attempt("threads", lambda: self._start_threads(loop))
-        self._attempt("stalls", lambda: self._start_stalls(loop))
+        if not threads_are_greenlets():
+            self._attempt("threads", lambda: self._start_threads(loop))
+            self._attempt("stalls", lambda: self._start_stalls(loop))
         self._attempt("prometheus", self._start_prometheus)
+        port = self._port
+        if port is not None:
+            self._attempt("metrics port", lambda: self._start_port(port))
         self._attempt("opentelemetry", self._start_opentelemetry)
-        self._attempt("traces", self._start_traces)
+        if not threads_are_greenlets():
+            self._attempt("traces", self._start_traces)
         self._attempt("loop close", lambda: self._stop_when_closed(loop))
+        _log_what_is_off()
 
     def stage_of(self, loop: asyncio.AbstractEventLoop) -> Stage | None:
         """Return the stage that ``loop`` is measured on now; None where another one, or none, is measured."""
@@ -425,9 +449,16 @@ class LoopWatch:
     def _start_prometheus(self) -> None:
         self._parts.append(("prometheus", self.prometheus))
         self.prometheus.start()
-        if self._port is not None:
-            self._parts.append(("metrics port", self._port))
-            self._port.start()
+
+    def _start_port(self, port: MetricsPort) -> None:
+        if threads_are_greenlets() or sockets_are_greenlets():
+            logger.warning(
+                "loopwatch: gevent or eventlet has replaced sockets, so Config.metrics_port is not served. "
+                "Scrape the app's own port, at Config.metrics_path."
+            )
+            return
+        self._parts.append(("metrics port", port))
+        port.start()
 
     def _opentelemetry_exporter(self) -> OpenTelemetryExporter:
         try:

@@ -11,13 +11,13 @@ import contextlib
 import gc
 import os
 import pathlib
-import threading
 import time
 from collections import deque
 from typing import NamedTuple
 
 from loopwatch.catalogue import CAUSE_BLOCKING, CAUSE_CPU, CAUSE_GC, CAUSE_GIL, CAUSE_STARVED, CAUSE_UNKNOWN
 from loopwatch.histogram import NANOSECONDS
+from loopwatch.system import get_ident, own_cpu_clock, own_number
 
 _MOST = 0.7
 """A share that stands for nearly all: what is measured begins a little after the stall and ends a little before."""
@@ -84,7 +84,7 @@ class Collections:
         return self._total - later + (max(0, at - since) if since else 0)
 
     def _hear(self, phase: str, _info: dict[str, int]) -> None:
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             return
         if phase == "start":
             self._since = time.perf_counter_ns()
@@ -100,12 +100,10 @@ class Witness:
     """Takes evidence about one thread, by whatever this system offers. Made in that thread, asked in any other."""
 
     def __init__(self) -> None:
-        self._collections = Collections(threading.get_ident())
-        folder = pathlib.Path(f"/proc/self/task/{threading.get_native_id()}")
+        self._collections = Collections(get_ident())
+        folder = pathlib.Path(f"/proc/self/task/{own_number()}")
         self._schedstat, self._status = folder / "schedstat", folder / "status"
-        self._cpu_clock: int | None = None
-        with contextlib.suppress(AttributeError, OSError):
-            self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._cpu_clock = own_cpu_clock()
 
     def start(self) -> None:
         """Listen to the garbage collector."""
@@ -156,14 +154,14 @@ class Witness:
 def number_in(file: pathlib.Path, index: int) -> int | None:
     """Return one of the numbers in a file, counted from 0; ``None`` where there is none."""
     try:
-        return int(file.read_text().split()[index])
+        return int(file.read_text(encoding="latin-1").split()[index])
     except (OSError, ValueError, IndexError):
         return None
 
 
 def _lines(file: pathlib.Path) -> list[str]:
     try:
-        return file.read_text().splitlines()
+        return file.read_text(encoding="latin-1").split("\n")  # it holds the thread's name, in bytes of any kind
     except (OSError, ValueError):
         return []
 

@@ -4,6 +4,8 @@
 finalizer in it may release the GIL, the thread that is looked at goes on, and the new object points to a frame that
 has ended: the process crashes. So the collector is held off meanwhile. From CPython 3.12 on, no collection starts
 where an object is made.
+
+Without the GIL the thread that is looked at never stands still, so that no frame of it can be read.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import sys
 from itertools import accumulate, repeat
 from typing import TYPE_CHECKING
 
+from loopwatch.system import HAS_GIL
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -21,7 +25,12 @@ MOST_FRAMES = 200
 
 
 def frames_of(thread: int) -> list[FrameType]:
-    """Return the frames of a thread, innermost first, :data:`MOST_FRAMES` at most; none if it has ended."""
+    """Return the frames of a thread, innermost first, :data:`MOST_FRAMES` at most.
+
+    There are none if it has ended, and none in an interpreter without the GIL.
+    """
+    if not HAS_GIL:
+        return []
     if sys.version_info >= (3, 12):
         return _walk(sys._current_frames().get(thread))  # noqa: SLF001 # documented in spite of its name
     # One call of C for both, so that no other thread can switch the collector in between.

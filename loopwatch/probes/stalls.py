@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -23,6 +22,7 @@ from loopwatch.probes.holds import Holding, Seen, holdings, within
 from loopwatch.probes.remedies import remedy_for
 from loopwatch.probes.stops import Stops, own_switches
 from loopwatch.readings import Hold, Stall
+from loopwatch.system import Thread, allocate_lock, get_ident
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,11 +204,11 @@ class StallsProbe:
         self._on_closed = on_closed
         self._held, self._pause = 0, self._interval
         self._sampler = Sampler()
-        self._stopping = threading.Lock()  # held until then: waiting for one costs less than for an Event
+        self._stopping = allocate_lock()  # held until then: waiting for one costs less than for an Event
         self._lookout: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._witness: Witness | None = None
         self._stops: Stops
         self._seen: deque[_Period] = deque(maxlen=_MOST_SEEN)
@@ -220,17 +220,14 @@ class StallsProbe:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to watch. Loop thread."""
-        self._loop, self._loop_thread = loop, threading.get_ident()
+        self._loop, self._loop_thread = loop, get_ident()
         self._unix_offset = time.time() - time.perf_counter()
         self._stopping.acquire()
         self._witness = Witness()
         self._witness.start()
         self._stops = Stops(self._witness)
         self._lookout = self._clock.lookout()
-        self._thread = threading.Thread(
-            target=self._watch, args=(self._witness,), name="loopwatch-watcher", daemon=True
-        )
-        self._thread.start()
+        self._thread = Thread(self._watch, self._witness, name="loopwatch-watcher")
 
     def stop(self) -> None:
         """Let the thread end, and do not wait for it: this may be the loop's. Safe to call twice."""
@@ -248,9 +245,8 @@ class StallsProbe:
 
     def join(self, seconds: float) -> None:
         """Wait until the thread has told what it saw and has ended, for so long at most. Any thread."""
-        thread = self._thread
-        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
-            thread.join(seconds)
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def _watch(self, witness: Witness) -> None:
         failed, ended = 0, False

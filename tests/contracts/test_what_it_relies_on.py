@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import ast
 import asyncio
 import concurrent.futures
 import copy
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -16,6 +18,9 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
+from importlib.machinery import BuiltinImporter
+from importlib.util import module_from_spec
 
 import anyio.from_thread
 import anyio.to_thread
@@ -35,6 +40,7 @@ from starlette.applications import Starlette
 from uvicorn.main import main as uvicorn_command
 
 import loopwatch
+from loopwatch import system
 from loopwatch.exporters.opentelemetry.repeats import adding_works
 from loopwatch.exporters.traces.starts import SpanStarts
 from loopwatch.probes import threads
@@ -45,6 +51,50 @@ from loopwatch.probes.tasks import _references
 from loopwatch.probes.users import user_of
 from tests.dictionaries import has_dictionary
 from tests.serving import ROOT
+
+
+def test_a_second_instance_of_a_builtin_module_has_functions_of_its_own_that_work():
+    for module, name in (
+        (_thread, "allocate_lock"),
+        (_thread, "get_ident"),
+        (time, "sleep"),
+    ):
+        second = module_from_spec(BuiltinImporter.find_spec(module.__name__))
+        BuiltinImporter.exec_module(second)
+        assert getattr(second, name) is not getattr(module, name)
+    assert sys.modules["_thread"] is _thread
+    assert sys.modules["time"] is time
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system is asked for it")
+def test_linux_makes_the_number_of_a_threads_cpu_clock_from_that_of_the_thread():
+    assert system.own_cpu_clock() == time.pthread_getcpuclockid(threading.get_ident())
+
+
+def test_sockets_are_derived_from_those_of_the_system():
+    assert issubclass(socket.socket, system.SystemSocket)
+
+
+GEVENT = """
+from gevent import monkey; monkey.patch_all(thread=False)
+import socket, time
+from gevent._hub_local import get_hub_if_exists
+from loopwatch import system
+assert system.sockets_are_greenlets() and not system.threads_are_greenlets()
+assert get_hub_if_exists() is None
+time.sleep(0.001)
+get_hub_if_exists().destroy(destroy_loop=True)
+assert get_hub_if_exists() is None
+"""
+
+
+def test_gevent_makes_a_hub_for_a_thread_that_waits_and_can_close_it():
+    if importlib.util.find_spec("gevent") is None:
+        pytest.skip("gevent is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", GEVENT], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_asyncios_selector_loop_polls_through_an_attribute_that_can_be_replaced():

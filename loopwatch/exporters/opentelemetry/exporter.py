@@ -25,6 +25,7 @@ from loopwatch.exemplars import Exemplars
 from loopwatch.exporters.opentelemetry.limit import Limit
 from loopwatch.readings import HistogramReading
 from loopwatch.samples import merged, samples_of
+from loopwatch.system import Event, Thread, threads_are_greenlets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -72,8 +73,8 @@ class OpenTelemetryExporter:
         self._limit = Limit()
         self._recorded: dict[Series, HistogramReading] = {}
         self._fresh: tuple[float, dict[Metric, list[Sample]]] = (float("-inf"), {})
-        self._recording = threading.Lock()
-        self._stopping: threading.Event | None = None
+        self._recording = threading.Lock()  # of the app's kind: the SDK is called meanwhile
+        self._stopping: Event | None = None
 
     def start(self) -> None:
         """Create the instruments, the first time, and begin to tell. Safe to call twice."""
@@ -81,10 +82,9 @@ class OpenTelemetryExporter:
             return
         if not self._histograms:
             self._create()
-        self._stopping = threading.Event()
-        threading.Thread(
-            target=self._record_regularly, args=(self._stopping,), name="loopwatch-opentelemetry", daemon=True
-        ).start()
+        self._stopping = Event()
+        if not threads_are_greenlets():  # else it records when the SDK collects
+            Thread(self._record_regularly, self._stopping, name="loopwatch-opentelemetry")
 
     def stop(self) -> None:
         """Tell no more, after what is still to be recorded. Safe to call twice."""
@@ -153,7 +153,7 @@ class OpenTelemetryExporter:
             self._fail(error)
             return []
 
-    def _record_regularly(self, stopping: threading.Event) -> None:
+    def _record_regularly(self, stopping: Event) -> None:
         ended = False
         while not ended:
             ended = stopping.wait(RECORD_SECONDS)

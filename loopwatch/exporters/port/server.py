@@ -11,12 +11,12 @@ import errno
 import logging
 import selectors
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING
 
 from loopwatch.exporters.port.connection import Connection, Service
 from loopwatch.exporters.port.waker import Waker
+from loopwatch.system import Event, Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,21 +56,24 @@ class MetricsPort:
     ) -> None:
         self._address, self._service = (host, port), Service(path, request_page, on_failure)
         self._server: _Server | None = None
+        self._serves = False
 
     def start(self) -> None:
         """Begin to serve, as soon as the port is free. Any thread."""
-        if self._server is None or self._server.stopping.is_set():
+        if not self._serves:
+            self._serves = True
             self._server = _Server(self._address, self._service)
-            threading.Thread(target=self._server.run, name="loopwatch-port", daemon=True).start()
+            Thread(self._server.run, name="loopwatch-port")
 
     def stop(self) -> None:
         """Close the port; requests in progress get one more second. Any thread; safe to call twice."""
-        if self._server is not None:
+        if self._serves and self._server is not None:
+            self._serves = False
             self._server.stop()
 
     def begin_anew(self) -> None:
         """Close a forked child's copies of its parent's sockets."""
-        server, self._server = self._server, None
+        server, self._server, self._serves = self._server, None, False
         if server is not None:
             server.close_after_fork()
 
@@ -80,7 +83,7 @@ class _Server:
 
     def __init__(self, address: tuple[str, int], service: Service) -> None:
         self._address, self._service = address, service
-        self.stopping = threading.Event()
+        self.stopping = Event()
         self._waker: Waker | None = None
         self._listener: socket.socket | None = None
         self._connections: list[Connection] = []

@@ -93,7 +93,9 @@ class Gathering(_CatalogueCollector):
 
     def begin_anew(self) -> None:
         """Forget all watches, as in a child process that was forked. The registry is left as it is."""
-        self._lock = threading.RLock()  # of joining and leaving; a collection of garbage may come in between
+        self._lock = (
+            threading.RLock()
+        )  # of joining and leaving; the app's registry is called meanwhile, and a finalizer may run
         self._sources: tuple[Source, ...] = ()
         self._ended: dict[int, Samples] = {}
         self._gone: Samples = []

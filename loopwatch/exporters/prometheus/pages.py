@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
 from concurrent.futures import Future
+from queue import Empty
 from typing import TYPE_CHECKING, NamedTuple
+
+from loopwatch.system import SimpleQueue, Thread, allocate_lock, threads_are_greenlets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,8 +40,8 @@ class Pages:
 
     def __init__(self, render: Callable[[Wish], Page]) -> None:
         self._render = render
-        self._requests: queue.SimpleQueue[tuple[Wish, Future[Page]] | None] = queue.SimpleQueue()
-        self._thread_runs = threading.Lock()  # never waited for: a flag that one caller can set
+        self._requests: SimpleQueue[tuple[Wish, Future[Page]] | None] = SimpleQueue()
+        self._thread_runs = allocate_lock()  # never waited for: a flag that one caller can set
         self._keeps_thread = False
         self._taken = 0  # requests that the thread has taken from the queue and not answered yet
 
@@ -57,6 +58,8 @@ class Pages:
     def request(self, wish: Wish) -> Future[Page]:
         """Return a page whose rendering begins after this call. Cancel it when nobody waits for it any more.
 
+        Where there can be no such thread it is rendered at once: a greenlet would hold the loop for as long.
+
         Raises:
             OverflowError: too many requests wait: a collector hangs.
             RuntimeError: no thread can be started.
@@ -65,11 +68,14 @@ class Pages:
         if self._requests.qsize() + self._taken >= _MOST_WAITING:
             raise OverflowError(f"{_MOST_WAITING} requests for pages wait already: a collector hangs")
         page: Future[Page] = Future()
+        if threads_are_greenlets():
+            self._serve_one(wish, [page])
+            return page
         self._requests.put((wish, page))
         if self._thread_runs.acquire(blocking=False):
             try:
                 # Not one of an executor: the end of the process would wait for a collector of the app's that hangs.
-                threading.Thread(target=self._serve, name="loopwatch-scrape", daemon=True).start()
+                Thread(self._serve, name="loopwatch-scrape")
             except RuntimeError:
                 self._thread_runs.release()
                 page.cancel()  # it stays in the queue; the next thread skips it
@@ -89,7 +95,7 @@ class Pages:
     def _serve_all(self) -> None:
         waiting: dict[Wish, list[Future[Page]]] = {}
         while waiting or self._keeps_thread or not self._requests.empty():
-            with contextlib.suppress(queue.Empty):
+            with contextlib.suppress(Empty):
                 while request := self._requests.get(block=not waiting):
                     wish, page = request
                     waiting.setdefault(wish, []).append(page)

@@ -24,7 +24,6 @@ import re
 import secrets
 import socket
 import struct
-import threading
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
@@ -38,6 +37,7 @@ from prometheus_client.utils import floatToGoString
 from loopwatch.failures import logger
 from loopwatch.names import described
 from loopwatch.readings import HistogramReading
+from loopwatch.system import Event, SystemSocket, Thread, allocate_lock, threads_are_greenlets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -120,7 +120,7 @@ class Workers:
         self._name = f"loopwatch-{hashlib.sha256(os.fsencode(_resolved(folder))).hexdigest()[:16]}"
         self._written = _FilesOfWorkers(folder)
         self._users = 0
-        self._writing = threading.Lock()
+        self._writing = allocate_lock()
         self._begin()
         atexit.register(self._write_at_exit)
         # prometheus_client has one lock for all values: a child that is forked while it is held waits for ever.
@@ -134,7 +134,7 @@ class Workers:
         self._files = f"loopwatch-{secrets.token_hex(4)}_{self._process}"
         self._keys: dict[tuple[Metric, tuple[str, ...]], list[bytes]] = {}
         self._entries: dict[tuple[Metric, tuple[str, ...]], bytes] = {}
-        self._stopping: threading.Event | None = None
+        self._stopping: Event | None = None
         self._is_lost = False
         self._is_over = False
         self._said_at = -math.inf
@@ -148,10 +148,9 @@ class Workers:
             self._begin()
         self._users += 1
         if self._users == 1:
-            self._stopping = threading.Event()
-            threading.Thread(
-                target=self._serve, args=(self._stopping,), name="loopwatch-workers", daemon=True
-            ).start()
+            self._stopping = Event()
+            if not threads_are_greenlets():  # else it writes when it is scraped, and at the end
+                Thread(self._serve, self._stopping, name="loopwatch-workers")
         return self._users == 1
 
     def stop(self) -> None:
@@ -159,7 +158,7 @@ class Workers:
         self._users -= 1
         if not self._users and self._stopping is not None:
             self._stopping.set()
-            with contextlib.suppress(OSError), _datagrams() as caller:
+            with contextlib.suppress(OSError), contextlib.closing(_datagrams()) as caller:
                 caller.setblocking(False)
                 caller.sendto(b"", self._address(os.getpid()))
 
@@ -236,7 +235,7 @@ class Workers:
     def _address(self, process: int) -> str:
         return f"\0{self._name}-{process}"  # of Linux's abstract namespace: no file, gone with the process
 
-    def _bell(self) -> socket.socket | None:
+    def _bell(self) -> SystemSocket | None:
         bell = None
         try:
             bell = _datagrams()
@@ -251,8 +250,8 @@ class Workers:
         bell.settimeout(WRITE_SECONDS)
         return bell
 
-    def _serve(self, stopping: threading.Event) -> None:
-        bell: socket.socket | None = None
+    def _serve(self, stopping: Event) -> None:
+        bell: SystemSocket | None = None
         self._write_or_say_why()  # by its files the others know of this worker
         while not stopping.is_set():
             caller = None
@@ -298,7 +297,7 @@ class Workers:
 
     def _ring(self) -> None:
         """Have all other workers write."""
-        with contextlib.suppress(OSError), _datagrams() as caller:
+        with contextlib.suppress(OSError), contextlib.closing(_datagrams()) as caller:
             caller.bind("")  # an address of the system's choice
             caller.setblocking(False)
             waiting = 0
@@ -318,7 +317,7 @@ class Workers:
         return {int(match[1]) for match in found if match}
 
 
-def _datagrams() -> socket.socket:
+def _datagrams() -> SystemSocket:
     """Return a socket by which workers ring at one another.
 
     Raises:
@@ -328,7 +327,7 @@ def _datagrams() -> socket.socket:
     family = getattr(socket, "AF_UNIX", None)
     if family is None:
         raise OSError("this system has no sockets of the family AF_UNIX")
-    return socket.socket(family, socket.SOCK_DGRAM)
+    return SystemSocket(family, socket.SOCK_DGRAM)
 
 
 _WORKERS: dict[pathlib.Path, Workers] = {}
@@ -386,6 +385,6 @@ def _is_alive(process: int) -> bool:
     except OSError:
         return True  # somebody else's
     with contextlib.suppress(OSError):  # not on Linux, or gone meanwhile
-        state = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        state = pathlib.Path(f"/proc/{process}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0]
         return state != "Z"  # killed, and its parent has not looked yet
     return True

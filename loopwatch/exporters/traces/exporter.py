@@ -9,7 +9,6 @@ the original instant.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from opentelemetry.trace import SpanKind
 
 from loopwatch.exporters.traces.spans import CAUSED, EVENT, HALF, SUFFERED, RequestSpan, Told, attributes_of
 from loopwatch.exporters.traces.starts import SpanStarts
+from loopwatch.system import Event, Thread, get_ident
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,23 +86,21 @@ class TraceExporter:
         self._spans: dict[Any, RequestSpan] = {}
         self._kept: dict[RequestSpan, float] = {}
         self._recent: deque[Told] = deque(maxlen=_MOST_STALLS)
-        self._news = threading.Event()
-        self._stopping: threading.Event | None = None
+        self._news = Event()
+        self._stopping: Event | None = None
 
     def start(self, door: Any, stage: Any) -> None:
         """Begin to tell of the requests that come in by ``door``. Loop thread. Safe to call twice."""
         if self._stopping is not None:
             return
         self._door, self._stage = door, stage
-        self._loop_thread = threading.get_ident()
+        self._loop_thread = get_ident()
         self._unix_offset = _unix_offset()
         self._recent.clear()
-        self._stopping = threading.Event()
+        self._stopping = Event()
         self._listen()
         door.observe(self)
-        threading.Thread(
-            target=self._end_regularly, args=(self._stopping,), name="loopwatch-traces", daemon=True
-        ).start()
+        Thread(self._end_regularly, self._stopping, name="loopwatch-traces")
 
     def stop(self) -> None:
         """Tell no more; what was put off ends now, on the thread that ends. Loop thread. Safe to call twice."""
@@ -180,7 +178,7 @@ class TraceExporter:
     def span_started(self, span: Span) -> None:
         """Take a span that was just started, if that was in a request's step which has none. Any thread."""
         try:
-            if span.kind is not SpanKind.SERVER or threading.get_ident() != self._loop_thread:  # type: ignore[attr-defined] # of the SDK's spans
+            if span.kind is not SpanKind.SERVER or get_ident() != self._loop_thread:  # type: ignore[attr-defined] # of the SDK's spans
                 return
             request = self._stage.who()
             if request is not None and request not in self._spans and request.is_open():
@@ -218,7 +216,7 @@ class TraceExporter:
 
     def on_the_loop(self) -> bool:
         """Tell whether this is the thread of the loop that is measured."""
-        return threading.get_ident() == self._loop_thread
+        return get_ident() == self._loop_thread
 
     def fail(self, error: Exception) -> None:
         """Report what went wrong."""
@@ -248,7 +246,7 @@ class TraceExporter:
 
     # --- the thread that ends what was put off
 
-    def _end_regularly(self, stopping: threading.Event) -> None:
+    def _end_regularly(self, stopping: Event) -> None:
         stopped, used = False, 0.0
         while not stopped:
             self._news.wait(PATIENCE_SECONDS if self._kept else IDLE_SECONDS)

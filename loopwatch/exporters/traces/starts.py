@@ -26,7 +26,7 @@ class SpanStarts:
     """
 
     _known: ClassVar[WeakIdentityMap[SpanStarts]] = WeakIdentityMap()
-    _asking: ClassVar[threading.Lock] = threading.Lock()
+    _asking: ClassVar[threading.Lock] = threading.Lock()  # of the app's kind: a provider is called meanwhile
 
     def __init__(self) -> None:
         self._exporters: tuple[Listener, ...] = ()

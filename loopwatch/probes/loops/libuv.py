@@ -17,13 +17,13 @@ import contextvars
 import ctypes
 import functools
 import sys
-import threading
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loopwatch.hot import Lookout
 from loopwatch.probes.loops.base import LoopClock
+from loopwatch.system import allocate_lock
 
 if TYPE_CHECKING:
     import asyncio
@@ -113,7 +113,7 @@ class LibuvClock(LoopClock):
     def __init__(self, *loop_and_failures: Any, **options: Any) -> None:
         super().__init__(*loop_and_failures, **options)
         # Guards the address and the figures below. Held for one look at a time, some ten microseconds.
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._library: Any = None
         self._lookout: Any = None
         self._address = 0

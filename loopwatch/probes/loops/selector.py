@@ -5,12 +5,12 @@ Relies on ``loop._selector``, a private attribute of asyncio's selector loops; s
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from loopwatch.hot import Lookout, TimedSelect
 from loopwatch.probes.loops.base import LoopClock
 from loopwatch.probes.patch import Patch
+from loopwatch.system import sleep
 
 if TYPE_CHECKING:
     import asyncio
@@ -72,7 +72,7 @@ class SelectorClock(LoopClock):
             lag = self._lag.copy()
             if before[0] and before == self._select.read():
                 break
-            time.sleep(0)  # the loop thread is changing the figures: let it finish
+            sleep(0)  # the loop thread is changing the figures: let it finish
         since, busy, idle, iterations, short_squares = before
         lag.add_short(busy - lag.total_ns, short_squares)
         now = self._now()
