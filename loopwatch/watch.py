@@ -78,9 +78,9 @@ def _log_what_is_off() -> None:
     """Log which parts do not work in this process, if any, and what the user can do about it."""
     if threads_are_greenlets():
         logger.warning(
-            "loopwatch: gevent or eventlet has replaced threads with greenlets, so loopwatch runs no threads of "
-            "its own. Stalls and work in threads are not measured, spans get no states, and the loop renders /metrics. "
-            "To have all of that, do not replace threads: patch with thread=False."
+            "loopwatch: gevent or eventlet has replaced threads with greenlets, so loopwatch runs no threads. "
+            "Stalls and work in threads are not measured, spans get no states, and the loop renders /metrics. To have all "
+            "of that, do not replace threads: patch with thread=False."
         )
     if not HAS_GIL:
         logger.warning(
