@@ -21,9 +21,8 @@ if TYPE_CHECKING or os.environ.get("LOOPWATCH_PURE"):
     from loopwatch import core
 
     _why_plain, _cure = "LOOPWATCH_PURE is set", "unset it"
-elif (
-    not HAS_GIL
-):  # the compiled one needs it: to import that would switch it on for the whole process, with a warning
+elif not HAS_GIL:
+    # The compiled core needs the GIL: to import it would switch that on for the whole process, with a warning.
     from loopwatch import core
 
     _why_plain, _cure = "this interpreter runs without the GIL", "set PYTHON_GIL=1"

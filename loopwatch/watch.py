@@ -79,8 +79,8 @@ def _log_what_is_off() -> None:
     if threads_are_greenlets():
         logger.warning(
             "loopwatch: gevent or eventlet has replaced threads with greenlets, so loopwatch runs no threads. "
-            "Stalls and work in threads are not measured, spans get no states, and the loop renders /metrics. To have all "
-            "of that, do not replace threads: patch with thread=False."
+            "Stalls and work in threads are not measured, spans get no states, and the loop renders "
+            "/metrics. To have all of that, do not replace threads: patch with thread=False."
         )
     if not HAS_GIL:
         logger.warning(
