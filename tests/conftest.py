@@ -32,10 +32,10 @@ _tried_again = pytest.StashKey[list[str]]()
 
 def pytest_configure(config):
     config.stash[_tried_again] = []
-    # As with Ctrl-C, fixtures stop what they started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Ignored in the background of a shell, and so it would be by all processes that tests start and interrupt.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As with Ctrl-C, fixtures stop what they started. In the background of a shell, or with nohup, some of these
+    # are ignored; so they would be by all processes that tests start.
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before items are chosen by their marks

@@ -524,10 +524,9 @@ MOST_SAMPLES_OF_LABELS = 16 + 2 * 7 + 2 * 7
 """Of a route and method: durations of one status class, CPU and wait, seven states in two phases."""
 
 
+@pytest.mark.slow
 @pytest.mark.contended  # who is kept from the CPU is in more states
-@pytest.mark.parametrize(
-    "kind", ["def", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("async def", "class"))]
-)
+@pytest.mark.parametrize("kind", ["def", "async def", "class"])
 def test_every_method_on_every_route_adds_one_label_for_each_route(kind):
     app = FastAPI()
     for number in range(200):

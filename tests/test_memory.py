@@ -34,6 +34,7 @@ async def send(message):
     pass
 
 
+@pytest.mark.slow
 def test_a_session_forgets_the_work_that_each_message_had_done(run):
     async def main():
         messages = asyncio.Queue()

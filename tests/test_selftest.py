@@ -24,6 +24,7 @@ def test_it_finds_that_detection_works():
     assert done.stderr == ""  # the stalls that it makes are none to be warned of
 
 
+@pytest.mark.slow
 @pytest.mark.blocks
 def test_it_finds_that_detection_does_not_work(monkeypatch, capsys):
     monkeypatch.setattr(StallsProbe, "start", lambda *_: None)

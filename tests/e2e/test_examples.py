@@ -258,6 +258,7 @@ def test_a_terminal_that_is_closed_stops_the_live_view_and_all_it_started(tmp_pa
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_the_servers_of_a_live_view_that_is_killed_end_too(tmp_path, servers):
     if not servers._dies_with_its_parent():

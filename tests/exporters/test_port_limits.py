@@ -63,6 +63,7 @@ FOR_A_MOMENT = 6
 """How many files the process may have open beside: those in /proc that a watcher reads, for example."""
 
 
+@pytest.mark.slow
 def test_many_trickling_clients_take_few_descriptors_and_no_threads_and_a_scraper_is_answered():
     with process_with(head_seconds=0.2, descriptors=256) as process, contextlib.ExitStack() as stack:
         process.scrape()
@@ -99,6 +100,7 @@ def test_many_trickling_clients_take_few_descriptors_and_no_threads_and_a_scrape
     assert after["descriptors"] <= before["descriptors"] + server.MOST_CONNECTIONS + FOR_A_MOMENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before its start", "meanwhile"])
 def test_a_port_without_a_descriptor_waits_without_spinning_and_serves_when_there_are_some(when):
     with process_with(descriptors=64, hold=when == "before its start") as process:

@@ -103,6 +103,7 @@ def test_a_stall_that_lasts_until_the_stop_is_told(run):
     lasts(stall, took, lost, "any")
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_a_stall_whose_line_cannot_be_found_is_a_stall_all_the_same(run, monkeypatch):
@@ -114,6 +115,7 @@ def test_a_stall_whose_line_cannot_be_found_is_a_stall_all_the_same(run, monkeyp
     assert (stall.function, stall.cause) == ("", "blocking")
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_the_watcher_goes_on_after_looks_that_failed(run, monkeypatch):
@@ -141,6 +143,7 @@ def test_the_watcher_goes_on_after_looks_that_failed(run, monkeypatch):
     assert watch.failures.read() == {"watcher": failing}
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_what_is_shorter_than_the_threshold_is_no_stall(run):
@@ -149,6 +152,7 @@ def test_what_is_shorter_than_the_threshold_is_no_stall(run):
     assert stall.duration > 0.24
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_a_thread_that_computes_beside_is_never_called_blocking(run):
@@ -176,6 +180,7 @@ def test_a_thread_that_computes_beside_is_never_called_blocking(run):
     assert all(stall.cause in {"gil", "cpu", "starved", "unknown"} for stall in found)
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_a_garbage_collection_is_called_one(run):
@@ -195,6 +200,7 @@ def test_a_garbage_collection_is_called_one(run):
     del junk
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_c_code_that_keeps_the_gil_is_named(run):
@@ -289,6 +295,7 @@ def test_a_watcher_that_gets_no_cpu_does_not_take_the_process_for_stopped():
     assert min(stall.duration for stall in watch.stalls[:LATE_STALLS]) >= LATE_STALL_SECONDS * 0.95
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_the_log_tells_of_a_long_stall_before_it_ends(run, caplog):
@@ -307,6 +314,7 @@ def test_the_log_tells_of_a_long_stall_before_it_ends(run, caplog):
     assert record.stall_cause == "blocking"
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_a_stall_that_lasts_is_told_with_evidence_of_that_instant(run, caplog, monkeypatch):
@@ -320,6 +328,7 @@ def test_a_stall_that_lasts_is_told_with_evidence_of_that_instant(run, caplog, m
     assert record.stall_cause == "blocking"
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 @pytest.mark.blocks
 def test_listeners_are_called_off_the_loop_and_may_fail_or_block(run, caplog):
@@ -380,6 +389,7 @@ def test_stalls_are_counted_by_cause_and_by_who_held_the_loop(run):
     assert snapshot.stall_times == {("_none", "_none", "blocking"): pytest.approx(watch.stalls[0].duration)}
 
 
+@pytest.mark.quick_on_asyncio
 @pytest.mark.contended
 def test_an_idle_loops_watcher_uses_next_to_nothing(run):
     async def main():
