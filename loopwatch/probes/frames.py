@@ -95,7 +95,10 @@ class Sampler:
 
     def sample(self, thread: int) -> Sample | None:
         """Return what a thread does now; ``None`` where it has ended or does nothing but run its loop."""
-        found = _frames_of(thread)
+        return self.name(glance(thread))
+
+    def name(self, found: list[At]) -> Sample | None:
+        """Return what a thread did at a :func:`glance`; ``None`` where it had ended or only ran its loop."""
         for index in range(len(found) - 1, -1, -1):
             if runs_a_loop(found[index].code):
                 del found[: index + 1]
@@ -108,7 +111,7 @@ class Sampler:
         inner = tuple(line.function.replace(":", ".") for line in lines[blamed + 1 :])
         return Sample(lines, lines[blamed], self._call(found[blamed]), inner)
 
-    def _call(self, at: _At) -> str:
+    def _call(self, at: At) -> str:
         place = at.code, at.instruction
         found = self._calls.get(place)
         if found is None:
@@ -122,7 +125,7 @@ class Sampler:
         return found
 
 
-class _At(NamedTuple):
+class At(NamedTuple):
     """Where a frame was: it may go on while it is looked at."""
 
     frame: FrameType
@@ -131,10 +134,13 @@ class _At(NamedTuple):
     lineno: int
 
 
-def _frames_of(thread: int) -> list[_At]:
-    """Return the frames of a thread, outermost first, and where each is."""
+def glance(thread: int) -> list[At]:
+    """Return the frames of a thread, outermost first, and where each is.
+
+    This is quick. To name them reads files, and the thread goes on meanwhile.
+    """
     return [
-        _At(frame, frame.f_code, frame.f_lasti, frame.f_lineno or frame.f_code.co_firstlineno)
+        At(frame, frame.f_code, frame.f_lasti, frame.f_lineno or frame.f_code.co_firstlineno)
         for frame in reversed(frames_of(thread))
     ]
 
@@ -152,7 +158,7 @@ def is_app(code: CodeType) -> bool:
     return not file.startswith((*_LIBRARIES, _OURS))
 
 
-def _line(at: _At) -> Line:
+def _line(at: At) -> Line:
     name = printable(f"{module_of(at.frame)}:{at.code.co_qualname}")
     return Line(name, _shown(at.code.co_filename), at.lineno)
 

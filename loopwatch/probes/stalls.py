@@ -17,7 +17,7 @@ from loopwatch.catalogue import CAUSE_UNKNOWN
 from loopwatch.histogram import NANOSECONDS
 from loopwatch.names import printable
 from loopwatch.probes.causes import Evidence, Witness, cause_between, cause_by_cpu
-from loopwatch.probes.frames import Line, Sample, Sampler
+from loopwatch.probes.frames import Line, Sample, Sampler, glance
 from loopwatch.probes.holds import Holding, Seen, holdings, within
 from loopwatch.probes.remedies import remedy_for
 from loopwatch.probes.stops import Stops, own_switches
@@ -395,13 +395,15 @@ class StallsProbe:
         """Return what the loop's thread does, unless it has gone on to something else meanwhile."""
         request, task = self._stage.who(), self._task_name()
         try:
-            sample = self._sampler.sample(self._loop_thread)
+            found = glance(self._loop_thread)
+            at = time.perf_counter_ns()
+            if self._stage.who() is not request or self._task_name() != task:
+                return None
+            sample = self._sampler.name(found)
         except Exception as error:  # the stall is one all the same
             self._report(error)
             return None
-        if sample is None or self._stage.who() is not request or self._task_name() != task:
-            return None
-        return Seen(time.perf_counter_ns(), request, task, sample)
+        return Seen(at, request, task, sample) if sample is not None else None
 
     def _task_name(self) -> str | None:
         try:

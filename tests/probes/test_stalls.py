@@ -110,7 +110,7 @@ def test_a_stall_whose_line_cannot_be_found_is_a_stall_all_the_same(run, monkeyp
     def fails(*_):
         raise LookupError
 
-    monkeypatch.setattr(stalls.Sampler, "sample", fails)
+    monkeypatch.setattr(stalls.Sampler, "name", fails)
     stall = only(stalls_of(run, lambda: block_loop(0.3)))
     assert (stall.function, stall.cause) == ("", "blocking")
 
