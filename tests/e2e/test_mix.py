@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.serving import serve
+from tests.serving import pause, serve
 
 ROUNDS = 8
 LEAST_SECONDS = 0.12
+REPORTED_SECONDS = 2
+"""How long after its end the last stall is reported, at the latest: it may wait until its requests are routed."""
 COMPUTING, WAITING = {"cpu", "starved"}, {"blocking"}
 """The causes that are right: whether who computes gets the CPU is the machine's affair."""
 
@@ -21,6 +23,7 @@ def visited(app, clients):
     random.Random(clients).shuffle(paths)
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(app.get, paths))
+    pause(REPORTED_SECONDS)
     return app.get("/").json()
 
 
